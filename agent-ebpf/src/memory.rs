@@ -1,0 +1,50 @@
+//! Two ways to read a field of a kernel struct at an offset that the loader
+//! found: a plain load through a pointer that the verifier knows the type of,
+//! or a checked copy through any address.
+
+use agent_common::ABSENT;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+/// How a program reads kernel structs. `None`: the kernel has no such field,
+/// or the pointer is null.
+pub trait Memory {
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T>;
+}
+
+/// For a pointer of known type (a BTF tracepoint's argument and what is
+/// reached from it): one load instruction, a fault reads as zero.
+pub struct Typed;
+
+/// For an address of unknown type: `bpf_probe_read_kernel`.
+pub struct Probed;
+
+impl Memory for Typed {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
+        if offset == ABSENT || base.is_null() {
+            return None;
+        }
+        // SAFETY: the verifier checks type and offset; the load has an exception handler.
+        Some(unsafe { core::ptr::read_volatile(base.add(offset as usize).cast()) })
+    }
+}
+
+impl Memory for Probed {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
+        if offset == ABSENT || base.is_null() {
+            return None;
+        }
+        // SAFETY: the helper checks the address.
+        unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.ok()
+    }
+}
+
+/// One field of a read-only global that the loader filled: a constant to the verifier.
+#[macro_export]
+macro_rules! constant {
+    ($global:ident . $field:ident) => {
+        // SAFETY: the global is initialised and never written by a program.
+        unsafe { core::ptr::read_volatile(&raw const $global.$field) }
+    };
+}

@@ -1,0 +1,204 @@
+//! The agent as a whole: rooms attached, the drain thread, the exporter.
+
+use crate::{
+    config::{self, Config, Period},
+    drain::{Drain, Ledgers, Periods, Running, Way},
+    enrich::{Node, clock::Clock, container::Cgroups, host, process::ProcessTable},
+    export::{ExportError, Exporter, queue},
+    health::ledger::{self, Reading},
+    kernel::{
+        attach::{self, Refusal, RoomReport},
+        load::Kernel,
+        ring::{Stop, Waiter},
+    },
+    otlp::{
+        Signal,
+        batch::{Batch, Block},
+        resource::{Resource, Scope},
+    },
+    probes::{Descriptor, Output, PROCFS, ROOMS},
+};
+use std::{
+    future::Future,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// Oldest record in a batch for the console: a person waits for it.
+const CONSOLE_AGE: Duration = Duration::from_millis(100);
+
+/// A running agent. Dropped without [`Agent::run`], it stops and loses what it holds.
+pub struct Agent {
+    reports: Vec<RoomReport>,
+    ledgers: Vec<Ledgers>,
+    stop: Stop,
+    drain: JoinHandle<()>,
+    exporter: Exporter,
+    queue: mpsc::Receiver<Block>,
+    flush_timeout: Duration,
+}
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No room has anything to watch.
+    #[error("nothing could be attached, and /proc cannot be read: {0}")]
+    NothingAttached(std::io::Error),
+    /// See [`ExportError`].
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// No thread or descriptor.
+    #[error("failed to start the drain thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// What became of every record.
+    pub readings: Vec<Reading>,
+    /// Why the exporter stopped, if it did by itself.
+    pub export: Result<(), ExportError>,
+}
+
+impl Ending {
+    /// The ledger as a table.
+    #[must_use]
+    pub fn ledger(&self) -> String {
+        ledger::table(&self.readings)
+    }
+}
+
+impl Agent {
+    /// Attaches the rooms and begins to watch. A room that finds no eBPF polls /proc.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let exporter = Exporter::new(config)?;
+        let waiter = Waiter::new().map_err(|error| StartError::Thread(error.into()))?;
+        let stop = waiter.stop();
+        let resource = resource(config);
+        let all_signals = exporter.takes_all_signals();
+        let rooms: Vec<&'static Descriptor> =
+            ROOMS.iter().copied().filter(|room| config.probes.iter().any(|name| name == room.name)).collect();
+        let kernel = Kernel::read(&rooms);
+        let (mut reports, mut ledgers, mut running) = (Vec::new(), Vec::new(), Vec::new());
+        for room in rooms {
+            let settings = config.room(room.name);
+            let (report, attached) = attach::attach(&kernel, room, &settings);
+            announce(&report, &settings);
+            let way = match attached {
+                Some(attached) => {
+                    waiter.add(&attached.ring).map_err(|error| StartError::Thread(error.into()))?;
+                    Way::Ring(attached)
+                }
+                None => {
+                    std::fs::read_dir("/proc").map_err(StartError::NothingAttached)?;
+                    Way::Procfs { every: settings.poll_interval.0, next: Instant::now() }
+                }
+            };
+            let scope = Scope { name: format!("leaf.{}", room.name), stream: room.stream, source: report.source };
+            let room_ledgers = Ledgers::new(room.name);
+            let batch = |signal, ledger: &Arc<_>| {
+                Batch::new(signal, &resource, &scope, config.batch.max_bytes, Arc::clone(ledger))
+            };
+            let out = Output::new(
+                Some(batch(Signal::Logs, &room_ledgers.events)),
+                all_signals.then(|| batch(Signal::Traces, &room_ledgers.spans)),
+            );
+            reports.push(report);
+            ledgers.push(room_ledgers.clone());
+            running.push(Running { room: (room.new)(config), way, out, scope, ledgers: room_ledgers });
+        }
+        // Nothing below needs the kernel's type information, which is large.
+        drop(kernel);
+        crate::kernel::give_back_memory();
+        let (offer, queue) = queue::queue(config.queue.max_batches);
+        let age = config.batch.max_age.0;
+        let periods = Periods {
+            batch: if all_signals { age } else { age.min(CONSOLE_AGE) },
+            metrics: all_signals.then_some(config.metrics.interval.0),
+        };
+        let drain = Drain::new(running, node(), resource, offer, waiter, periods);
+        let drain = std::thread::Builder::new()
+            .name("leaf-drain".into())
+            .spawn(move || drain.run())
+            .map_err(StartError::Thread)?;
+        Ok(Self { reports, ledgers, stop, drain, exporter, queue, flush_timeout: config.queue.flush_timeout.0 })
+    }
+
+    /// Which way each room took.
+    #[must_use]
+    pub fn reports(&self) -> &[RoomReport] {
+        &self.reports
+    }
+
+    /// Exports until `end` or until nothing can be exported any more; then
+    /// detaches, sends what there is within the flush timeout, and accounts.
+    pub async fn run(self, end: impl Future<Output = ()>) -> Ending {
+        let Self { stop, drain, exporter, queue, flush_timeout, ledgers, .. } = self;
+        let export = {
+            let mut work = std::pin::pin!(exporter.work(queue));
+            tokio::select! {
+                export = &mut work => export,
+                () = end => {
+                    stop.now();
+                    match tokio::time::timeout(flush_timeout, &mut work).await {
+                        Ok(export) => export,
+                        Err(_) => {
+                            let period = Period(flush_timeout);
+                            tracing::warn!("not all was sent within {period} (queue.flush_timeout); the rest is dropped");
+                            Ok(())
+                        }
+                    }
+                }
+            }
+            // Here the queue ends, and with it the wait of a drain thread that found it full.
+        };
+        stop.now();
+        if drain.join().is_err() {
+            tracing::error!("the drain thread has failed; report this as a bug of the agent");
+        }
+        Ending { readings: ledgers.iter().flat_map(Ledgers::read).collect(), export }
+    }
+}
+
+/// Says how a room's events come about, and what was refused on the way.
+fn announce(report: &RoomReport, settings: &config::Room) {
+    let room = report.room;
+    for refusal in report.hooks.iter().flat_map(|hook| &hook.refused).chain(&report.refused) {
+        let Refusal { rung, target, cause, way_out } = refusal;
+        tracing::debug!("{room}: {rung} {target} is refused: {cause}; {way_out}");
+    }
+    for hook in &report.hooks {
+        if let (Some(rung), Some(target)) = (hook.rung, &hook.target) {
+            tracing::debug!(target: "audit", "attached {room} {} by {rung} to {target}", hook.hook);
+        }
+    }
+    if report.source == PROCFS {
+        let cause = report.refused.iter().chain(report.hooks.iter().flat_map(|hook| &hook.refused)).next();
+        let cause = cause.map_or_else(String::new, |refusal| format!(" ({}; {})", refusal.cause, refusal.way_out));
+        let period = settings.poll_interval;
+        tracing::warn!(
+            "{room}: no eBPF{cause}; looking at /proc every {period} instead, what lives shorter than that is not seen"
+        );
+    } else {
+        tracing::info!("{room}: watching by {}", report.source);
+    }
+}
+
+fn resource(config: &Config) -> Resource {
+    let mut resource = host::resource(&config.service_name);
+    for (key, value) in &config.resource_attributes {
+        resource.set(key, value);
+    }
+    resource
+}
+
+fn node() -> Node {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Node { clock: Clock::new(), processes: ProcessTable::new(&boot_id), cgroups: Cgroups::default() }
+}

@@ -1,0 +1,151 @@
+//! `agent doctor`: what this kernel and this user allow, and which rung each
+//! hook of each room takes. It attaches for real, and detaches again.
+
+use super::{File, Refused, print};
+use crate::{
+    config::Config,
+    kernel::{
+        attach::{self, Refusal, RoomReport},
+        features::{self, Feature},
+        load::Kernel,
+        support::{self, CAPABILITIES, Capabilities},
+    },
+    probes::{PROCFS, ROOMS},
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt::Write as _};
+
+/// Say what this machine allows, which way each probe takes, and why not a better one.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    file: File,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    agent: &'static str,
+    kernel: String,
+    architecture: &'static str,
+    uid: u32,
+    capabilities: BTreeMap<&'static str, bool>,
+    btf: Found,
+    mounts: Vec<Mount>,
+    features: Vec<Feature>,
+    rooms: Vec<RoomReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct Found {
+    found: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mount {
+    kind: &'static str,
+    path: &'static str,
+    mounted: bool,
+    /// What needs it.
+    purpose: &'static str,
+}
+
+/// File systems that probes may need: kind, path, purpose.
+const MOUNTS: [(&str, &str, &str); 4] = [
+    ("proc", "/proc", "processes, and all rooms without eBPF"),
+    ("tracefs", "/sys/kernel/tracing", "classic tracepoints"),
+    ("bpf", "/sys/fs/bpf", "pinned objects; not used yet"),
+    ("cgroup2", "/sys/fs/cgroup", "control groups v2"),
+];
+
+/// Runs the command.
+pub fn execute(args: &Args) -> Result<(), Refused> {
+    let config = args.file.read(Vec::new())?.config;
+    let report = examine(&config);
+    if args.json {
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| (super::Failure::Failed, format!("failed to write the report: {error}")))?;
+        return print(&format!("{json}\n"));
+    }
+    print(&text(&report))
+}
+
+fn examine(config: &Config) -> Report {
+    let capabilities = Capabilities::effective();
+    let kernel = Kernel::read(ROOMS);
+    let rooms = ROOMS.iter().map(|room| attach::attach(&kernel, room, &config.room(room.name)).0).collect();
+    Report {
+        agent: env!("CARGO_PKG_VERSION"),
+        kernel: support::release(),
+        architecture: std::env::consts::ARCH,
+        uid: rustix::process::geteuid().as_raw(),
+        capabilities: CAPABILITIES.iter().map(|(name, _)| (*name, capabilities.has(name))).collect(),
+        btf: Found { found: kernel.btf.is_ok(), cause: kernel.btf.err() },
+        mounts: MOUNTS
+            .iter()
+            .map(|&(kind, path, purpose)| Mount { kind, path, mounted: support::is_mounted(path, kind), purpose })
+            .collect(),
+        features: features::features(),
+        rooms,
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<20} {value}");
+    };
+    line("agent", report.agent);
+    line("kernel", &format!("{} {}", report.kernel, report.architecture));
+    line("user", &if report.uid == 0 { "root".to_owned() } else { format!("uid {}", report.uid) });
+    line("BTF", report.btf.cause.as_deref().unwrap_or("yes"));
+    for (name, has) in &report.capabilities {
+        line(name, yes_no(*has));
+    }
+    for mount in &report.mounts {
+        let state = if mount.mounted { "mounted" } else { "not mounted" };
+        line(mount.kind, &format!("{state} at {} ({})", mount.path, mount.purpose));
+    }
+    for feature in &report.features {
+        match (feature.supported, &feature.cause) {
+            (Some(supported), _) => line(feature.name, yes_no(supported)),
+            (None, cause) => line(feature.name, &format!("not known: {}", cause.as_deref().unwrap_or("no reason given"))),
+        }
+    }
+    for room in &report.rooms {
+        write_room(&mut out, room);
+    }
+    out
+}
+
+fn write_room(out: &mut String, room: &RoomReport) {
+    let way = if room.source == PROCFS { "no eBPF: polls /proc" } else { room.source };
+    let _ = writeln!(out, "\nroom {:<15} {way}", room.room);
+    if let Some(refusal) = &room.refused {
+        write_refusal(out, refusal);
+    }
+    for hook in &room.hooks {
+        let way = match (hook.rung, &hook.target) {
+            (Some(rung), Some(target)) => format!("{rung} {target}"),
+            _ => "none".to_owned(),
+        };
+        let _ = writeln!(out, "  {:<18} {way}", hook.hook);
+        for refusal in &hook.refused {
+            write_refusal(out, refusal);
+        }
+    }
+}
+
+fn write_refusal(out: &mut String, refusal: &Refusal) {
+    let Refusal { rung, target, cause, way_out } = refusal;
+    let _ = writeln!(out, "    not {rung} {target}: {cause}\n      way out: {way_out}");
+}
+
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}

@@ -1,0 +1,306 @@
+//! The drain thread: it empties all rings, decodes, enriches and encodes, and
+//! hands closed batches to the export side.
+//!
+//! While records come it looks every few milliseconds and the programs wake
+//! nobody. After a few looks in vain it asks for a wakeup and sleeps.
+
+use crate::{
+    enrich::{Node, clock::Clock},
+    export::queue::Offer,
+    health::ledger::{Ledger, Reading},
+    kernel::{
+        attach::Attached,
+        ring::{Ring, Waiter},
+    },
+    otlp::{
+        Signal,
+        batch::Block,
+        metrics::{self, Counter},
+        resource::{Resource, Scope},
+    },
+    probes::{Output, Room},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Between two looks while records come.
+const LOOK: Duration = Duration::from_millis(5);
+/// Looks in vain before it asks for a wakeup.
+const PATIENCE: u32 = 4;
+/// Between two readings of clocks and ledgers, and the longest sleep.
+const TICK: Duration = Duration::from_secs(1);
+/// Records of one ring in a row, before another has its turn.
+const TURN: usize = 8192;
+/// Longest wait for programs that still run after they were detached.
+const LAST_PROGRAMS: Duration = Duration::from_millis(100);
+
+/// How a room's events come about.
+pub enum Way {
+    /// From its programs.
+    Ring(Attached),
+    /// By looking at /proc.
+    Procfs {
+        /// Time between two looks.
+        every: Duration,
+        /// When to look again.
+        next: Instant,
+    },
+}
+
+/// The ledgers of a room, one per signal.
+#[derive(Clone)]
+pub struct Ledgers {
+    /// Log records.
+    pub events: Arc<Ledger>,
+    /// Spans.
+    pub spans: Arc<Ledger>,
+    /// Metric data points.
+    pub points: Arc<Ledger>,
+}
+
+impl Ledgers {
+    /// Of a room of this name.
+    pub fn new(room: &str) -> Self {
+        let ledger = |what| Arc::new(Ledger::new(format!("{room} {what}")));
+        Self { events: ledger("events"), spans: ledger("spans"), points: ledger("points") }
+    }
+
+    /// Those that have counted anything; that of the events always.
+    pub fn read(&self) -> Vec<Reading> {
+        let (events, others) = (self.events.read(), [self.spans.read(), self.points.read()]);
+        std::iter::once(events).chain(others.into_iter().filter(|reading| reading.attempted > 0)).collect()
+    }
+}
+
+/// A room with all that it needs to run.
+pub struct Running {
+    /// The room.
+    pub room: Box<dyn Room>,
+    /// Where its events come from.
+    pub way: Way,
+    /// Where its signals go.
+    pub out: Output,
+    /// Who it is.
+    pub scope: Scope,
+    /// What became of its signals.
+    pub ledgers: Ledgers,
+}
+
+/// When things are due.
+#[derive(Clone, Copy)]
+pub struct Periods {
+    /// Age of a batch.
+    pub batch: Duration,
+    /// Between two exports of metrics; `None` if nobody wants them.
+    pub metrics: Option<Duration>,
+}
+
+/// See the module.
+pub struct Drain {
+    rooms: Vec<Running>,
+    node: Node,
+    resource: Resource,
+    queue: Offer,
+    waiter: Waiter,
+    periods: Periods,
+    started: u64,
+    next_tick: Instant,
+    next_metrics: Option<Instant>,
+}
+
+impl Drain {
+    /// A drain that has done nothing yet.
+    pub fn new(
+        rooms: Vec<Running>,
+        node: Node,
+        resource: Resource,
+        queue: Offer,
+        waiter: Waiter,
+        periods: Periods,
+    ) -> Self {
+        let now = Instant::now();
+        let started = node.clock.unix(Clock::boot_now());
+        let next_metrics = periods.metrics.map(|period| now + period);
+        Self { rooms, node, resource, queue, waiter, periods, started, next_tick: now, next_metrics }
+    }
+
+    /// Works until the order to stop; then detaches, and sends all that there is.
+    pub fn run(mut self) {
+        for running in &mut self.rooms {
+            running.room.begin(&mut self.node);
+        }
+        let mut vain = 0;
+        loop {
+            let now = Instant::now();
+            let (taken, more) = self.look(now);
+            self.housekeeping(now);
+            vain = if taken > 0 { 0 } else { u32::saturating_add(vain, 1) };
+            if vain == PATIENCE {
+                self.rings().for_each(Ring::ask_for_wakeup);
+            }
+            // One more short look after asking: a program that had not seen the
+            // question yet is done by then.
+            let timeout = match vain {
+                0 if more => Duration::ZERO,
+                ..=PATIENCE => LOOK,
+                _ => TICK,
+            };
+            if self.waiter.wait(timeout.min(self.until_due(Instant::now()))) {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    /// Empties the rings and polls what is due: records taken, and whether there may be more.
+    fn look(&mut self, now: Instant) -> (usize, bool) {
+        let observed = self.node.clock.unix(Clock::boot_now());
+        let (mut taken, mut more) = (0, false);
+        for running in &mut self.rooms {
+            running.out.at(now, observed);
+            let records = running.look(now, &mut self.node, &self.queue);
+            taken += records;
+            more |= records == TURN;
+            running.out.take_due(self.periods.batch, |block| self.queue.offer(block));
+        }
+        (taken, more)
+    }
+
+    fn housekeeping(&mut self, now: Instant) {
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.node.clock.measure();
+            self.rooms.iter_mut().for_each(Running::read_kernel);
+        }
+        if let (Some(next), Some(period)) = (self.next_metrics, self.periods.metrics)
+            && now >= next
+        {
+            self.next_metrics = Some(now + period);
+            for block in self.metrics() {
+                self.queue.offer(block);
+            }
+        }
+    }
+
+    /// How long nothing needs to be done but for records.
+    fn until_due(&self, now: Instant) -> Duration {
+        let rooms = self.rooms.iter().flat_map(|running| {
+            let batch = running.out.oldest().map(|opened| opened + self.periods.batch);
+            let poll = match &running.way {
+                Way::Procfs { next, .. } => Some(*next),
+                Way::Ring(_) => None,
+            };
+            [batch, poll]
+        });
+        let due = rooms.chain([self.next_metrics]).flatten().min();
+        due.map_or(TICK, |due| due.saturating_duration_since(now))
+    }
+
+    fn rings(&mut self) -> impl Iterator<Item = &mut Ring> {
+        self.rooms.iter_mut().filter_map(|running| match &mut running.way {
+            Way::Ring(attached) => Some(&mut attached.ring),
+            Way::Procfs { .. } => None,
+        })
+    }
+
+    /// The metrics of each room as a request.
+    fn metrics(&mut self) -> Vec<Block> {
+        let now = self.node.clock.unix(Clock::boot_now());
+        self.rooms
+            .iter_mut()
+            .map(|running| {
+                running.read_kernel();
+                let mut counters = running.room.counters();
+                counters.push(events_counter(&running.ledgers.events.read()));
+                let (bytes, points) = metrics::encode(&self.resource, &running.scope, counters, self.started, now);
+                running.ledgers.points.attempted(points);
+                Block::new(Signal::Metrics, bytes.into(), points, Arc::clone(&running.ledgers.points))
+            })
+            .collect()
+    }
+
+    fn finish(&mut self) {
+        self.node.clock.measure();
+        let now = Instant::now();
+        let observed = self.node.clock.unix(Clock::boot_now());
+        for running in &mut self.rooms {
+            running.out.at(now, observed);
+            if let Way::Ring(attached) = &mut running.way {
+                attached.detach();
+            }
+            let deadline = now + LAST_PROGRAMS;
+            while running.look(now, &mut self.node, &self.queue) > 0
+                || (running.awaits_more() && Instant::now() < deadline)
+            {}
+            running.read_kernel();
+            running.out.take_due(Duration::ZERO, |block| self.queue.offer_last(block));
+        }
+        if self.periods.metrics.is_some() {
+            for block in self.metrics() {
+                self.queue.offer_last(block);
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Takes at most [`TURN`] records.
+    fn look(&mut self, now: Instant, node: &mut Node, queue: &Offer) -> usize {
+        match &mut self.way {
+            Way::Ring(attached) => {
+                for taken in 0..TURN {
+                    let there = attached.ring.next(|record| {
+                        if let Err(malformed) = self.room.record(record, node, &mut self.out) {
+                            self.ledgers.events.malformed(1);
+                            tracing::debug!("{}: skipped {malformed} in the ring", self.scope.name);
+                        }
+                    });
+                    if !there {
+                        return taken;
+                    }
+                    if self.out.is_full() {
+                        self.out.take_due(Duration::MAX, |block| queue.offer(block));
+                    }
+                }
+                TURN
+            }
+            Way::Procfs { every, next } => {
+                if now >= *next {
+                    *next = now + *every;
+                    self.room.poll(node, &mut self.out);
+                }
+                0
+            }
+        }
+    }
+
+    /// Whether a program has sent what has not been taken.
+    fn awaits_more(&self) -> bool {
+        match &self.way {
+            Way::Ring(attached) => {
+                let ledger = attached.ring.ledger();
+                ledger.sent + ledger.notes > attached.ring.taken()
+            }
+            Way::Procfs { .. } => false,
+        }
+    }
+
+    fn read_kernel(&mut self) {
+        if let Way::Ring(attached) = &self.way {
+            self.ledgers.events.set_kernel(&attached.ring.ledger());
+        }
+    }
+}
+
+/// The ledger of a room's events as a metric.
+fn events_counter(events: &Reading) -> Counter {
+    let outcomes = events.outcomes().into_iter().filter(|(outcome, _)| *outcome != "in_flight");
+    Counter {
+        name: "leaf.events",
+        unit: "{event}",
+        description: "Events that the room has seen, by what became of them",
+        series: outcomes.map(|(outcome, events)| (vec![("leaf.outcome", outcome.to_owned())], events)).collect(),
+    }
+}

@@ -1,0 +1,51 @@
+//! The kernel side stamps records with the boot clock; OTLP wants Unix time.
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// The difference between the two clocks, measured again at every tick, since
+/// NTP and an operator may step Unix time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    offset_ns: i64,
+}
+
+impl Clock {
+    /// Measures the offset now.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut clock = Self { offset_ns: 0 };
+        clock.measure();
+        clock
+    }
+
+    /// Reads Unix time between two readings of the boot clock and takes their middle.
+    pub fn measure(&mut self) {
+        let before = nanos(clock_gettime(ClockId::Boottime));
+        let unix = nanos(clock_gettime(ClockId::Realtime));
+        let after = nanos(clock_gettime(ClockId::Boottime));
+        self.offset_ns = unix - (before + (after - before) / 2);
+    }
+
+    /// Unix ns of a boot-clock time in ns.
+    #[inline]
+    #[must_use]
+    pub fn unix(&self, boot_ns: u64) -> u64 {
+        boot_ns.wrapping_add_signed(self.offset_ns)
+    }
+
+    /// The boot clock now, ns.
+    #[must_use]
+    pub fn boot_now() -> u64 {
+        nanos(clock_gettime(ClockId::Boottime)).unsigned_abs()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn nanos(time: Timespec) -> i64 {
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}

@@ -1,0 +1,24 @@
+//! Who a record is about: the node, the process, the container. One copy of
+//! this knowledge serves all rooms.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod container;
+pub mod host;
+pub mod process;
+pub mod procfs;
+pub mod redact;
+
+use clock::Clock;
+use container::Cgroups;
+use process::ProcessTable;
+
+/// What the agent knows about the node while it runs.
+pub struct Node {
+    /// Boot clock to Unix time.
+    pub clock: Clock,
+    /// Live processes and the recently dead.
+    pub processes: ProcessTable,
+    /// Control groups by number.
+    pub cgroups: Cgroups,
+}

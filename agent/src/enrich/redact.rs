@@ -1,0 +1,323 @@
+//! Command lines without their secrets. Redacting happens before anything is
+//! kept or sent, so that a secret never leaves this function.
+
+use regex::Regex;
+
+/// What stands in place of a secret.
+pub const REDACTED: &str = "[REDACTED]";
+
+/// How much of a command line is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandLine {
+    /// With the values of what looks like a secret replaced.
+    #[default]
+    Redacted,
+    /// As it is.
+    Full,
+    /// Only the name of the program.
+    Executable,
+}
+
+/// Turns arguments into the text that is sent.
+pub struct Redactor {
+    mode: CommandLine,
+    max_len: usize,
+    patterns: Vec<Regex>,
+    /// The argument at hand as text; kept to reuse its memory.
+    argument: String,
+}
+
+/// Anywhere in a name, in any case.
+const SECRET_PARTS: &[&str] =
+    &["password", "passwd", "passphrase", "secret", "token", "authorization", "credential", "apikey", "cookie"];
+
+/// As a whole word of a name.
+const SECRET_WORDS: &[&str] = &["key", "keys", "pass", "pwd", "auth", "bearer"];
+
+/// Names that hold such a word and are no secret.
+const HARMLESS: &[&str] = &["pwd", "oldpwd"];
+
+/// Flags whose value is `user:password`.
+const USER_FLAGS: &[&str] = &["-u", "--user", "--proxy-user", "-U"];
+
+/// URL schemes in which a user without a password is a name and no token.
+const NAMED_USER_SCHEMES: &[&str] = &["ssh", "git", "sftp", "scp", "git+ssh", "rsync"];
+
+/// What the argument before asks of this one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Anything,
+    SecretValue,
+    UserAndPassword,
+}
+
+impl Redactor {
+    /// `max_len` is in bytes; `patterns` are the user's own, each match is replaced.
+    #[must_use]
+    pub fn new(mode: CommandLine, max_len: usize, patterns: Vec<Regex>) -> Self {
+        Self { mode, max_len, patterns, argument: String::new() }
+    }
+
+    /// Appends the arguments (each ended by NUL, any bytes) to `out`, separated by spaces.
+    pub fn write(&mut self, arguments: &[u8], out: &mut String) {
+        let start = out.len();
+        let trimmed = arguments.iter().rposition(|&b| b != 0).map_or(&[][..], |last| &arguments[..=last]);
+        match self.mode {
+            CommandLine::Executable => {
+                let program = trimmed.split(|&b| b == 0).next().unwrap_or_default();
+                let name = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
+                push_lossy(out, name);
+            }
+            CommandLine::Full => {
+                for (i, argument) in trimmed.split(|&b| b == 0).enumerate() {
+                    if i > 0 {
+                        out.push(' ');
+                    }
+                    push_lossy(out, argument);
+                }
+            }
+            CommandLine::Redacted => self.write_redacted(trimmed, out),
+        }
+        for pattern in &self.patterns {
+            if pattern.is_match(&out[start..]) {
+                let clean = pattern.replace_all(&out[start..], REDACTED).into_owned();
+                out.truncate(start);
+                out.push_str(&clean);
+            }
+        }
+        if out.len() - start > self.max_len {
+            let mut end = start + self.max_len;
+            while !out.is_char_boundary(end) {
+                end -= 1;
+            }
+            out.truncate(end);
+        }
+    }
+
+    fn write_redacted(&mut self, arguments: &[u8], out: &mut String) {
+        let mut expect = Expect::Anything;
+        for (i, argument) in arguments.split(|&b| b == 0).enumerate() {
+            if i > 0 {
+                out.push(' ');
+            }
+            self.argument.clear();
+            push_lossy(&mut self.argument, argument);
+            let text = self.argument.as_str();
+            expect = match expect {
+                Expect::SecretValue if !text.starts_with('-') => {
+                    out.push_str(REDACTED);
+                    Expect::Anything
+                }
+                Expect::UserAndPassword if text.contains(':') && !text.contains("://") => {
+                    let user = text.split(':').next().unwrap_or_default();
+                    out.push_str(user);
+                    out.push(':');
+                    out.push_str(REDACTED);
+                    Expect::Anything
+                }
+                _ => write_argument(text, out),
+            };
+        }
+    }
+}
+
+/// Appends one argument, which may itself be a script, a header or a URL.
+fn write_argument(text: &str, out: &mut String) -> Expect {
+    if USER_FLAGS.contains(&text) {
+        out.push_str(text);
+        return Expect::UserAndPassword;
+    }
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        if !is_name(first) {
+            out.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        let begins = rest.len() == text.len();
+        let (name, after) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
+        out.push_str(name);
+        rest = after;
+        if let Some(authority) = after.strip_prefix("://") {
+            out.push_str("://");
+            rest = write_authority(name, authority, out);
+        } else if is_secret(name) {
+            if after.is_empty() && name.starts_with('-') {
+                return Expect::SecretValue;
+            }
+            // `--flag=value` and `NAME=value` as an argument of their own: a shell has
+            // already taken the quotes away, so spaces belong to the value.
+            let secret = match after.strip_prefix('=') {
+                Some(value) if begins => Some(("=", value)),
+                _ => secret_after(name, after),
+            };
+            if let Some((before, value)) = secret
+                && !value.is_empty()
+            {
+                out.push_str(before);
+                out.push_str(REDACTED);
+                rest = &after[before.len() + value.len()..];
+            }
+        }
+    }
+    Expect::Anything
+}
+
+/// What follows a secret's name: the separator with an opening quote, and the value.
+fn secret_after<'a>(name: &str, after: &'a str) -> Option<(&'a str, &'a str)> {
+    // `"name": …` in JSON: the name's own closing quote.
+    let unquoted = after.trim_start_matches(['"', '\'']);
+    let spaced = unquoted.trim_start_matches(' ');
+    let separator = spaced.chars().next().unwrap_or(' ');
+    let value = match separator {
+        '=' | ':' => spaced[1..].trim_start_matches(' '),
+        // `--flag value` inside a script.
+        _ if name.starts_with('-') && spaced.len() < unquoted.len() && !spaced.starts_with('-') => spaced,
+        _ => return None,
+    };
+    let (value, end) = match value.chars().next() {
+        Some(quote @ ('"' | '\'')) => (&value[1..], value[1..].find(quote)),
+        // A header's value may have spaces; it ends with the line or the quote around it.
+        _ if separator == ':' => (value, value.find(['"', '\'', '\n', '\r'])),
+        _ => (value, value.find([' ', '\t', '\n', '&', ';', '"', '\''])),
+    };
+    let before = &after[..after.len() - value.len()];
+    Some((before, &value[..end.unwrap_or(value.len())]))
+}
+
+/// Appends `user:password@host` up to the path without the password; returns what follows.
+fn write_authority<'a>(scheme: &str, text: &'a str, out: &mut String) -> &'a str {
+    let end = text.find(['/', '?', '#', ' ', '"', '\'', '\n']).unwrap_or(text.len());
+    let (authority, rest) = text.split_at(end);
+    // A password may itself hold an `@`: the last one counts.
+    let Some((user, host)) = authority.rsplit_once('@') else {
+        out.push_str(authority);
+        return rest;
+    };
+    match user.split_once(':') {
+        Some((user, _)) => {
+            out.push_str(user);
+            out.push(':');
+            out.push_str(REDACTED);
+        }
+        None if NAMED_USER_SCHEMES.contains(&scheme) => out.push_str(user),
+        None => out.push_str(REDACTED),
+    }
+    out.push('@');
+    out.push_str(host);
+    rest
+}
+
+fn is_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
+}
+
+/// Whether a flag's, variable's or header's name says that its value is a secret.
+fn is_secret(name: &str) -> bool {
+    let name = name.trim_start_matches('-').as_bytes();
+    if HARMLESS.iter().any(|harmless| name.eq_ignore_ascii_case(harmless.as_bytes())) {
+        return false;
+    }
+    let contains = |part: &str| name.windows(part.len()).any(|w| w.eq_ignore_ascii_case(part.as_bytes()));
+    SECRET_PARTS.iter().any(|part| contains(part))
+        || words(name).any(|word| SECRET_WORDS.iter().any(|secret| word.eq_ignore_ascii_case(secret.as_bytes())))
+}
+
+/// `api-key`, `API_KEY` and `apiKey` are each two words.
+fn words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    name.split(|b| matches!(b, b'-' | b'_' | b'.')).flat_map(|part| {
+        part.chunk_by(|a, b| !(a.is_ascii_lowercase() && b.is_ascii_uppercase()))
+    })
+}
+
+/// Appends bytes as text; what is not UTF-8 becomes U+FFFD.
+pub fn push_lossy(out: &mut String, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        if !chunk.invalid().is_empty() {
+            out.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn redacted(arguments: &[&str]) -> String {
+        let mut out = String::new();
+        Redactor::new(CommandLine::Redacted, 512, Vec::new()).write(arguments.join("\0").as_bytes(), &mut out);
+        out
+    }
+
+    #[test]
+    fn secrets_are_replaced_wherever_they_stand() {
+        for (arguments, expected) in [
+            (&["mysql", "--password=s3cr3t", "db"][..], "mysql --password=[REDACTED] db"),
+            (&["mysql", "--password", "s3cr3t", "db"], "mysql --password [REDACTED] db"),
+            (&["env", "AWS_SECRET_ACCESS_KEY=s3cr3t", "aws"], "env AWS_SECRET_ACCESS_KEY=[REDACTED] aws"),
+            (&["x", "--apiKey", "s3cr3t"], "x --apiKey [REDACTED]"),
+            (&["x", "--api-key=s3 cr3t"], "x --api-key=[REDACTED]"),
+            (&["curl", "-H", "Authorization: Bearer s3cr3t"], "curl -H Authorization: [REDACTED]"),
+            (&["curl", "-H", "X-Api-Key:s3cr3t"], "curl -H X-Api-Key:[REDACTED]"),
+            (&["curl", "-u", "me:s3cr3t", "host"], "curl -u me:[REDACTED] host"),
+            (&["psql", "postgres://me:s3cr3t@db:5432/x"], "psql postgres://me:[REDACTED]@db:5432/x"),
+            (&["psql", "postgres://me:p@s3cr3t@db/x"], "psql postgres://me:[REDACTED]@db/x"),
+            (&["git", "clone", "https://s3cr3t@host/r.git"], "git clone https://[REDACTED]@host/r.git"),
+            (&["git", "clone", "ssh://git@host/r.git"], "git clone ssh://git@host/r.git"),
+            (&["sh", "-c", "cd x; TOKEN=s3cr3t ./run; echo ok"], "sh -c cd x; TOKEN=[REDACTED] ./run; echo ok"),
+            (&["env", "DB_PASSWORD=two words", "x"], "env DB_PASSWORD=[REDACTED] x"),
+            (&["sh", "-c", "run --token s3cr3t --fast"], "sh -c run --token [REDACTED] --fast"),
+            (&["sh", "-c", "curl -d '{\"password\": \"s3cr3t\", \"a\": 1}'"],
+             "sh -c curl -d '{\"password\": \"[REDACTED]\", \"a\": 1}'"),
+            (&["curl", "http://h/?token=s3cr3t&x=1"], "curl http://h/?token=[REDACTED]&x=1"),
+        ] {
+            assert_eq!(redacted(arguments), expected, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_stays() {
+        for arguments in [
+            &["ls", "-la", "/tmp/a b"][..],
+            &["env", "PWD=/root", "PATH=/bin"],
+            &["curl", "https://host:8080/path?q=1"],
+            &["monkey", "--keyboard=us", "a=b"],
+            &["docker", "run", "-u", "1000", "x"],
+        ] {
+            assert_eq!(redacted(arguments), arguments.join(" "));
+        }
+    }
+
+    #[test]
+    fn own_patterns_length_and_name_only() {
+        let mut out = String::new();
+        let pattern = Regex::new(r"cust-\d+").expect("pattern");
+        Redactor::new(CommandLine::Redacted, 512, vec![pattern]).write(b"run\0cust-123\0", &mut out);
+        assert_eq!(out, "run [REDACTED]");
+        out.clear();
+        Redactor::new(CommandLine::Executable, 512, Vec::new()).write(b"/usr/bin/psql\0-W\0x", &mut out);
+        assert_eq!(out, "psql");
+        out.clear();
+        Redactor::new(CommandLine::Full, 4, Vec::new()).write("a\0ééé".as_bytes(), &mut out);
+        assert_eq!(out, "a é");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_text_within_the_limit(bytes: Vec<u8>, max in 0usize..200) {
+            let mut out = String::new();
+            Redactor::new(CommandLine::Redacted, max, Vec::new()).write(&bytes, &mut out);
+            prop_assert!(out.len() <= max);
+        }
+
+        #[test]
+        fn a_password_flag_never_lets_its_value_through(value in "[!-,.-~]{8,20}", other in "[a-z]{1,9}") {
+            let flag = format!("--password={value}");
+            prop_assert!(!redacted(&[&other, &flag]).contains(&value));
+            prop_assert!(!redacted(&[&other, "--token", &value]).contains(&value));
+        }
+    }
+}

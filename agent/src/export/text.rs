@@ -1,0 +1,181 @@
+//! An envelope as a line of aligned columns, with colour on a terminal.
+
+use serde_json::{Map, Value};
+use std::{fmt::Write as _, time::Duration};
+
+/// Fields with a column of their own: name, heading, width (negative: to the right).
+const COLUMNS: &[(&str, &str, i32)] = &[
+    ("type", "EVENT", 14),
+    ("pid", "PID", -8),
+    ("ppid", "PPID", -8),
+    ("uid", "UID", -6),
+    ("comm", "COMM", 16),
+    ("container_id", "CONTAINER", 12),
+];
+
+/// Fields that say little to a person, or that another field says better.
+const HIDDEN: &[&str] =
+    &["tid", "gid", "start_time", "cgroup", "cgroup_id", "container_runtime", "pod_uid", "filename", "cmdline"];
+
+/// What the line ends with: the first of these that the event has.
+const LAST: &[&str] = &["cmdline", "filename"];
+
+/// Headings are repeated after this many lines.
+const PAGE: u64 = 40;
+
+const DIM: &str = "\x1b[2m";
+const BOLD: &str = "\x1b[1m";
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const BLUE: &str = "\x1b[34m";
+const RESET: &str = "\x1b[0m";
+
+/// Writes lines; remembers when a heading is due.
+pub struct Text {
+    colour: bool,
+    /// Cells of the terminal; `None`: lines are not cut.
+    width: Option<usize>,
+    lines: u64,
+}
+
+impl Text {
+    /// For a terminal, or not.
+    #[must_use]
+    pub fn new(terminal: bool) -> Self {
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let width = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col));
+        Self { colour, width: width.filter(|width| terminal && *width >= 40), lines: 0 }
+    }
+
+    /// Appends an event without its line end.
+    pub fn line(&mut self, envelope: &Value, out: &mut Vec<u8>) {
+        if self.lines.is_multiple_of(PAGE) && (self.lines == 0 || self.width.is_some()) {
+            self.paint(BOLD, heading().trim_end(), out);
+            out.push(b'\n');
+        }
+        self.lines += 1;
+        let mut line = clock(envelope["timestamp"].as_u64().unwrap_or(0));
+        let empty = Map::new();
+        let data = envelope["data"].as_object().unwrap_or(&empty);
+        for (field, _, width) in COLUMNS {
+            let text = data.get(*field).map(plain).unwrap_or_default();
+            line.push_str("  ");
+            pad(&mut line, &text, *width);
+        }
+        for (field, value) in data {
+            if !HIDDEN.contains(&field.as_str()) && COLUMNS.iter().all(|(column, ..)| column != field) {
+                let _ = match (field.strip_suffix("_ns"), value.as_u64()) {
+                    (Some(name), Some(ns)) => write!(line, "  {name}={}", duration(ns)),
+                    _ => write!(line, "  {field}={}", plain(value)),
+                };
+            }
+        }
+        if let Some(last) = LAST.iter().find_map(|field| data.get(*field)) {
+            line.push_str("  ");
+            line.push_str(&plain(last));
+        }
+        let shown = match self.width {
+            Some(width) => line.chars().take(width).collect(),
+            None => line,
+        };
+        self.paint(colour(data), shown.trim_end(), out);
+    }
+
+    fn paint(&self, colour: &str, text: &str, out: &mut Vec<u8>) {
+        if !self.colour || colour.is_empty() {
+            return out.extend_from_slice(text.as_bytes());
+        }
+        for part in [colour, text, RESET] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+}
+
+fn heading() -> String {
+    let mut line = format!("{:<12}", "TIME");
+    for (_, heading, width) in COLUMNS {
+        line.push_str("  ");
+        pad(&mut line, heading, *width);
+    }
+    line
+}
+
+fn pad(line: &mut String, text: &str, width: i32) {
+    let cells = width.unsigned_abs() as usize;
+    let text: String = text.chars().take(cells).collect();
+    let _ = if width < 0 { write!(line, "{text:>cells$}") } else { write!(line, "{text:<cells$}") };
+}
+
+/// By how the event went: failed ends red, beginnings green and blue, the rest dim.
+fn colour(data: &Map<String, Value>) -> &'static str {
+    let failed = data.contains_key("signal") || data.get("exit_code").is_some_and(|code| code != 0);
+    let event = data.get("type").and_then(Value::as_str).unwrap_or_default();
+    match event.rsplit('_').next() {
+        _ if failed => RED,
+        Some("exec" | "accept" | "connect") => GREEN,
+        Some("fork") => BLUE,
+        Some("exit" | "close") => DIM,
+        _ => "",
+    }
+}
+
+/// Unix ns as the time of day in UTC.
+fn clock(unix_ns: u64) -> String {
+    let text = crate::otlp::time::iso8601(unix_ns);
+    text.as_str().get(11..23).unwrap_or_default().to_owned()
+}
+
+/// A value without what would drive a terminal: control characters are escaped.
+fn plain(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.as_str(),
+        other => return other.to_string(),
+    };
+    let mut out = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
+    }
+    out
+}
+
+/// Nanoseconds with the unit that suits them.
+fn duration(ns: u64) -> String {
+    format!("{:.1?}", Duration::from_nanos(ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn lines(events: &[Value]) -> Vec<String> {
+        let mut text = Text { colour: false, width: None, lines: 0 };
+        let mut out = Vec::new();
+        for event in events {
+            text.line(event, &mut out);
+            out.push(b'\n');
+        }
+        String::from_utf8(out).expect("utf-8").lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn columns_stand_below_their_headings() {
+        let lines = lines(&[json!({
+            "type": "process", "timestamp": 1_704_806_400_123_456_789u64, "hostname": "web-1",
+            "data": {"type": "process_exit", "pid": 7, "ppid": 1, "uid": 0, "comm": "sh", "exit_code": 3,
+                     "utime_ns": 1_200_000, "tid": 7, "cmdline": "sh -c 'exit 3'"},
+        })]);
+        assert!(lines[1].starts_with("13:20:00.123  process_exit"), "{}", lines[1]);
+        let end = |line: &str, text: &str| line.find(text).expect("there") + text.len();
+        assert_eq!(end(&lines[0], " PID"), end(&lines[1], " 7"));
+        assert_eq!(lines[0].find("COMM"), lines[1].find("sh  "));
+        assert!(lines[1].ends_with("exit_code=3  utime=1.2ms  sh -c 'exit 3'"), "{}", lines[1]);
+    }
+
+    #[test]
+    fn a_name_cannot_drive_the_terminal() {
+        let lines = lines(&[json!({"timestamp": 0, "data": {"type": "process_exec", "comm": "a\u{1b}[2Jb\nc"}})]);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].contains(r"a\u{1b}[2Jb\nc"), "{}", lines[1]);
+    }
+}

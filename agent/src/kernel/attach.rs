@@ -1,0 +1,266 @@
+//! The ladder: each hook of a room is attached by the best rung that holds,
+//! and each rung that did not is reported with its reason and the way out.
+
+use super::{
+    load::{Kernel, LoadError},
+    ring::Ring,
+    support::Capabilities,
+};
+use crate::{
+    config,
+    probes::{Descriptor, Hook, PROCFS, Rung},
+};
+use aya::{
+    Ebpf, EbpfError,
+    maps::MapError,
+    programs::{BtfTracePoint, ProgramError, TracePoint},
+};
+use serde::Serialize;
+use std::{io, path::PathBuf};
+
+/// A room that is attached: dropping it detaches.
+pub struct Attached {
+    /// Keeps programs and links alive.
+    ebpf: Option<Ebpf>,
+    /// What its programs write.
+    pub ring: Ring,
+}
+
+impl Attached {
+    /// Takes the programs out of the kernel; what they sent stays in the ring.
+    pub fn detach(&mut self) {
+        self.ebpf = None;
+    }
+}
+
+/// Which way each hook of a room took.
+#[derive(Clone, Debug, Serialize)]
+pub struct RoomReport {
+    /// Name of the room.
+    pub room: &'static str,
+    /// How its events come about: the lowest rung of its required hooks, or `procfs`.
+    pub source: &'static str,
+    /// Why there is no eBPF at all, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+    /// Hook by hook.
+    pub hooks: Vec<HookReport>,
+}
+
+/// What became of a hook.
+#[derive(Clone, Debug, Serialize)]
+pub struct HookReport {
+    /// `exec`
+    pub hook: &'static str,
+    /// The rung that holds; `None` if none does.
+    pub rung: Option<&'static str>,
+    /// What it is attached to.
+    pub target: Option<String>,
+    /// Better rungs that do not hold.
+    pub refused: Vec<Refusal>,
+}
+
+/// Why a rung does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// `tp_btf`
+    pub rung: &'static str,
+    /// What was to be attached to.
+    pub target: String,
+    /// The cause.
+    pub cause: String,
+    /// What the user can do.
+    pub way_out: String,
+}
+
+/// Loads and attaches a room. Without the required hooks it is given up as a
+/// whole, and the report's source is `procfs`.
+#[must_use]
+pub fn attach(kernel: &Kernel, room: &Descriptor, settings: &config::Room) -> (RoomReport, Option<Attached>) {
+    let mut report = RoomReport { room: room.name, source: PROCFS, refused: None, hooks: Vec::new() };
+    if settings.rung == PROCFS {
+        report.refused = Some(Refusal {
+            rung: "eBPF",
+            target: room.name.into(),
+            cause: format!("rooms.{}.rung is {PROCFS}", room.name),
+            way_out: format!("set it to {}", config::RUNG_AUTO),
+        });
+        return (report, None);
+    }
+    let mut ebpf = match kernel.load(room, settings) {
+        Ok(ebpf) => ebpf,
+        Err(error) => {
+            report.refused = Some(load_refusal(room, &error));
+            return (report, None);
+        }
+    };
+    let mut required: Vec<&'static str> = Vec::new();
+    for hook in room.hooks {
+        let climbed = climb(&mut ebpf, kernel, hook, &settings.rung);
+        let rung = climbed.rung;
+        report.hooks.push(climbed);
+        match rung {
+            Some(rung) if hook.required => required.push(rung),
+            None if hook.required => return (report, None),
+            _ => {}
+        }
+    }
+    match Ring::take(&mut ebpf) {
+        Ok(ring) => {
+            report.source = lowest(room, &required);
+            (report, Some(Attached { ebpf: Some(ebpf), ring }))
+        }
+        Err(error) => {
+            report.refused = Some(load_refusal(room, &error));
+            (report, None)
+        }
+    }
+}
+
+/// The lowest of the rungs that the required hooks took.
+fn lowest(room: &Descriptor, taken: &[&'static str]) -> &'static str {
+    let height = |rung: &str| room.hooks.iter().flat_map(|hook| hook.rungs).position(|known| known.name() == rung);
+    taken.iter().copied().max_by_key(|rung| height(rung)).unwrap_or(PROCFS)
+}
+
+fn climb(ebpf: &mut Ebpf, kernel: &Kernel, hook: &Hook, forced: &str) -> HookReport {
+    let mut report = HookReport { hook: hook.name, rung: None, target: None, refused: Vec::new() };
+    for rung in hook.rungs {
+        if forced != config::RUNG_AUTO && rung.name() != forced {
+            continue;
+        }
+        match hold(ebpf, kernel, rung) {
+            Ok(()) => {
+                report.rung = Some(rung.name());
+                report.target = Some(rung.target());
+                return report;
+            }
+            Err(refusal) => report.refused.push(refusal),
+        }
+    }
+    report
+}
+
+/// Loads and attaches one program.
+fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
+    match *rung {
+        Rung::BtfTracepoint { tracepoint, program } => {
+            let btf = kernel.btf.as_ref().map_err(|reason| {
+                refusal(rung, reason.clone(), "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y".into())
+            })?;
+            let loaded: &mut BtfTracePoint = get(ebpf, rung, program)?;
+            loaded
+                .load(tracepoint, btf)
+                .and_then(|()| loaded.attach().map(drop))
+                .map_err(|error| program_refusal(rung, program, &error))
+        }
+        Rung::Tracepoint { category, name, program } => {
+            if kernel.tracefs.is_none() {
+                return Err(refusal(
+                    rung,
+                    "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
+                    "mount -t tracefs tracefs /sys/kernel/tracing".into(),
+                ));
+            }
+            let loaded: &mut TracePoint = get(ebpf, rung, program)?;
+            loaded
+                .load()
+                .and_then(|()| loaded.attach(category, name).map(drop))
+                .map_err(|error| program_refusal(rung, program, &error))
+        }
+    }
+}
+
+fn get<'a, P>(ebpf: &'a mut Ebpf, rung: &Rung, program: &str) -> Result<&'a mut P, Refusal>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let missing = || refusal(rung, format!("the object has no program {program} of this type"), REPORT.into());
+    ebpf.program_mut(program).and_then(|program| program.try_into().ok()).ok_or_else(missing)
+}
+
+const REPORT: &str = "report this as a bug of the agent";
+const PRIVILEGE: &str = "run as root, or give the agent CAP_BPF and CAP_PERFMON";
+const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or seccomp)";
+
+fn refusal(rung: &Rung, cause: String, way_out: String) -> Refusal {
+    Refusal { rung: rung.name(), target: rung.target(), cause, way_out }
+}
+
+fn program_refusal(rung: &Rung, program: &str, error: &ProgramError) -> Refusal {
+    let (cause, way_out) = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            match last_lines(&log) {
+                Some(last) => {
+                    let kept = keep_log(program, &log);
+                    (format!("the verifier refused the program: {last}"), format!("{REPORT}; its log is {kept}"))
+                }
+                None => (format!("loading the program failed: {io_error}"), denied(io_error)),
+            }
+        }
+        ProgramError::SyscallError(error) => {
+            let what = if error.io_error.kind() == io::ErrorKind::NotFound {
+                "the kernel has no such tracepoint".to_owned()
+            } else {
+                format!("{} failed: {}", error.call, error.io_error)
+            };
+            (what, denied(&error.io_error))
+        }
+        ProgramError::Btf(error) => (error.to_string(), "use a newer kernel".into()),
+        other => (causes(other), REPORT.into()),
+    };
+    refusal(rung, cause, way_out)
+}
+
+/// The way out of an error of bpf().
+fn denied(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if Capabilities::effective().can_load() => POLICY.into(),
+        io::ErrorKind::PermissionDenied => PRIVILEGE.into(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => "use a newer kernel".into(),
+        _ => REPORT.into(),
+    }
+}
+
+fn load_refusal(room: &Descriptor, error: &LoadError) -> Refusal {
+    let way_out = match error {
+        LoadError::Object(EbpfError::MapError(MapError::CreateError { io_error, .. })) => match io_error.kind() {
+            io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
+            _ => denied(io_error),
+        },
+        _ => REPORT.into(),
+    };
+    Refusal { rung: "eBPF", target: room.name.into(), cause: causes(error), way_out }
+}
+
+/// An error with its sources, each said once.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// The last line of a verifier log that says why; its statistics come after.
+fn last_lines(log: &str) -> Option<&str> {
+    log.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with("processed "))
+}
+
+/// Writes a verifier log where the user can find it.
+fn keep_log(program: &str, log: &str) -> String {
+    let path: PathBuf = std::env::temp_dir().join(format!("leaf-verifier-{program}-{}.log", std::process::id()));
+    match std::fs::OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
+        use std::io::Write as _;
+        file.write_all(log.as_bytes())
+    }) {
+        Ok(()) => path.display().to_string(),
+        Err(error) => format!("lost: failed to write {}: {error}", path.display()),
+    }
+}

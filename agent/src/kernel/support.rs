@@ -1,0 +1,143 @@
+//! What this kernel and this user allow, read without changing anything.
+
+use agent_common::{ABSENT, Source};
+use std::path::{Path, PathBuf};
+
+/// Where tracefs may be mounted, the newer place first.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// Capabilities that eBPF may need, by their bit (include/uapi/linux/capability.h).
+pub const CAPABILITIES: [(&str, u32); 6] = [
+    ("CAP_BPF", 39),
+    ("CAP_PERFMON", 38),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_PTRACE", 19),
+    ("CAP_DAC_READ_SEARCH", 2),
+];
+
+/// The effective capabilities of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// Those of this process; none if /proc cannot be read.
+    #[must_use]
+    pub fn effective() -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    fn parse(status: &str) -> Self {
+        let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        Self(hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0))
+    }
+
+    /// Whether the capability of this name is there.
+    #[must_use]
+    pub fn has(self, name: &str) -> bool {
+        CAPABILITIES.iter().any(|(known, bit)| *known == name && self.0 >> bit & 1 == 1)
+    }
+
+    /// Whether programs may be loaded: `CAP_SYS_ADMIN` is `CAP_BPF` and `CAP_PERFMON` (5.8).
+    #[must_use]
+    pub fn can_load(self) -> bool {
+        self.has("CAP_SYS_ADMIN") || (self.has("CAP_BPF") && self.has("CAP_PERFMON"))
+    }
+}
+
+/// Where tracefs is mounted, if it is.
+#[must_use]
+pub fn tracefs() -> Option<PathBuf> {
+    TRACEFS.iter().map(PathBuf::from).find(|path| path.join("events").is_dir())
+}
+
+/// Where a classic tracepoint keeps a field; `ABSENT` if it has none, or if
+/// `source` is no such field.
+#[must_use]
+pub fn tracepoint_field(tracefs: Option<&Path>, source: &Source) -> u32 {
+    let (Source::Tracepoint(event, field), Some(tracefs)) = (source, tracefs) else {
+        return ABSENT;
+    };
+    std::fs::read_to_string(tracefs.join("events").join(event).join("format"))
+        .ok()
+        .and_then(|format| field_offset(&format, field))
+        .unwrap_or(ABSENT)
+}
+
+/// `field:u64 id; offset:16; size:8; signed:0;`, Documentation/trace/events.rst
+fn field_offset(format: &str, field: &str) -> Option<u32> {
+    format.lines().find_map(|line| {
+        let mut parts = line.trim().strip_prefix("field:")?.split(';');
+        let declaration = parts.next()?;
+        let name = declaration.rsplit([' ', '\t']).next()?.split('[').next()?;
+        let offset = parts.find_map(|part| part.trim().strip_prefix("offset:"))?;
+        (name == field).then(|| offset.parse().ok())?
+    })
+}
+
+/// The kernel's release, `6.1.0-18-amd64`.
+#[must_use]
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether a file system of type `kind` is mounted at `path`.
+#[must_use]
+pub fn is_mounted(path: &str, kind: &str) -> bool {
+    mounts_contain(&std::fs::read_to_string("/proc/self/mounts").unwrap_or_default(), path, kind)
+}
+
+fn mounts_contain(mounts: &str, path: &str, kind: &str) -> bool {
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(path) && fields.next() == Some(kind)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn root_without_a_capability_is_told_by_its_bit() {
+        let status = "Name:\tagent\nCapEff:\t000001fffeffffff\n";
+        let capabilities = Capabilities::parse(status);
+        assert!(capabilities.has("CAP_BPF") && capabilities.has("CAP_SYS_ADMIN") && capabilities.can_load());
+        let user = Capabilities::parse("CapEff:\t0000000000000000\n");
+        assert!(!user.has("CAP_BPF") && !user.can_load());
+        let container = Capabilities::parse("CapEff:\t000000c000000000\n");
+        assert!(container.can_load() && !container.has("CAP_SYS_ADMIN"));
+        assert!(!Capabilities::parse("").can_load());
+    }
+
+    #[test]
+    fn a_tracepoints_format_gives_offsets() {
+        let format = "name: sched_process_exit\nID: 302\nformat:\n\
+            \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\
+            \tfield:char comm[16];\toffset:8;\tsize:16;\tsigned:0;\n\
+            \tfield:__data_loc char[] filename;\toffset:12;\tsize:4;\tsigned:0;\n\
+            \tfield:bool group_dead;\toffset:32;\tsize:1;\tsigned:0;\n";
+        assert_eq!(field_offset(format, "comm"), Some(8));
+        assert_eq!(field_offset(format, "filename"), Some(12));
+        assert_eq!(field_offset(format, "group_dead"), Some(32));
+        assert_eq!(field_offset(format, "prio"), None);
+    }
+
+    #[test]
+    fn a_mount_is_known_by_place_and_kind() {
+        let mounts = "sysfs /sys sysfs rw 0 0\ntracefs /sys/kernel/tracing tracefs rw 0 0\n";
+        assert!(mounts_contain(mounts, "/sys/kernel/tracing", "tracefs"));
+        assert!(!mounts_contain(mounts, "/sys/kernel/tracing", "debugfs"));
+        assert!(!mounts_contain(mounts, "/sys/fs/bpf", "bpf"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_format_or_not(text in "\\PC{0,200}") {
+            let _ = field_offset(&text, "x");
+            let _ = Capabilities::parse(&text);
+            let _ = mounts_contain(&text, "/", "x");
+        }
+    }
+}

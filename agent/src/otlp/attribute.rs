@@ -1,0 +1,74 @@
+//! The attributes that Leaf sends, in one table: the OpenTelemetry key, and
+//! the field that stands for it in the flat JSON envelope.
+
+/// An attribute of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attribute {
+    /// Semantic convention, or `leaf.*` where there is none.
+    pub key: &'static str,
+    /// Name in the envelope's `data`.
+    pub field: &'static str,
+}
+
+macro_rules! attributes {
+    ($( $(#[$doc:meta])* $name:ident = $key:literal, $field:literal; )*) => {
+        $( $(#[$doc])* pub const $name: Attribute = Attribute { key: $key, field: $field }; )*
+        /// Every attribute, in the order in which a record has them.
+        pub const ALL: &[Attribute] = &[$($name),*];
+    };
+}
+
+attributes! {
+    /// Thread group id.
+    PROCESS_PID = "process.pid", "pid";
+    /// Thread that made the event.
+    THREAD_ID = "thread.id", "tid";
+    /// Thread group id of the parent.
+    PROCESS_PARENT_PID = "process.parent_pid", "ppid";
+    /// Real user id.
+    PROCESS_USER_ID = "process.user.id", "uid";
+    /// Real group id.
+    PROCESS_GROUP_ID = "leaf.process.group.id", "gid";
+    /// Command name, 15 bytes at most.
+    PROCESS_COMM = "leaf.process.comm", "comm";
+    /// Path of the program.
+    PROCESS_EXECUTABLE_PATH = "process.executable.path", "filename";
+    /// Arguments, redacted.
+    PROCESS_COMMAND_LINE = "process.command_line", "cmdline";
+    /// ISO 8601, UTC.
+    PROCESS_CREATION_TIME = "process.creation.time", "start_time";
+    /// Path of the control group.
+    PROCESS_CGROUP = "process.linux.cgroup", "cgroup";
+    /// Number of the control group in its hierarchy.
+    CGROUP_ID = "leaf.cgroup.id", "cgroup_id";
+    /// Id of the container.
+    CONTAINER_ID = "container.id", "container_id";
+    /// What runs the container.
+    CONTAINER_RUNTIME = "container.runtime.name", "container_runtime";
+    /// Kubernetes' id of the pod.
+    POD_UID = "k8s.pod.uid", "pod_uid";
+    /// Exit code, where the process ended by itself.
+    EXIT_CODE = "process.exit.code", "exit_code";
+    /// Name of the signal that ended the process.
+    EXIT_SIGNAL = "leaf.process.exit.signal", "signal";
+    /// Whether a core was dumped.
+    EXIT_CORE_DUMPED = "leaf.process.exit.core_dumped", "core_dumped";
+    /// User CPU time of all threads, ns.
+    CPU_USER_TIME = "leaf.process.cpu.user_time", "utime_ns";
+    /// System CPU time of all threads, ns.
+    CPU_SYSTEM_TIME = "leaf.process.cpu.system_time", "stime_ns";
+    /// Page faults served without I/O.
+    FAULTS_MINOR = "leaf.process.faults.minor", "minor_faults";
+    /// Page faults that needed I/O.
+    FAULTS_MAJOR = "leaf.process.faults.major", "major_faults";
+}
+
+/// The field of the envelope for an attribute's key: by the table, else by
+/// rule (a leading `leaf.` goes, dots become underscores).
+#[must_use]
+pub fn field_of(key: &str) -> String {
+    match ALL.iter().find(|attribute| attribute.key == key) {
+        Some(attribute) => attribute.field.to_owned(),
+        None => key.strip_prefix("leaf.").unwrap_or(key).replace('.', "_"),
+    }
+}

@@ -1,0 +1,203 @@
+//! The rooms: probe families that each turn one kind of kernel event into
+//! signals. To add one is to add its folder and its line in [`ROOMS`].
+#![forbid(unsafe_code)]
+
+pub mod process;
+
+use crate::{
+    config::Config,
+    enrich::Node,
+    otlp::{
+        Attributes,
+        batch::{Batch, Block},
+        logs::{self, LogEvent},
+        metrics::Counter,
+        spans::{self, Span},
+    },
+};
+use agent_common::Source;
+use std::time::{Duration, Instant};
+
+/// Every room there is.
+pub const ROOMS: &[&Descriptor] = &[&process::DESCRIPTOR];
+
+/// What a room is, as data.
+pub struct Descriptor {
+    /// The same in agent-common, agent-ebpf, agent/src/probes and tests/suite.
+    pub name: &'static str,
+    /// The topic family of its events.
+    pub stream: &'static str,
+    /// Its eBPF programs.
+    pub object: fn() -> &'static [u8],
+    /// What it attaches, in this order.
+    pub hooks: &'static [Hook],
+    /// The kernel fields its programs read.
+    pub sources: &'static [(&'static str, Source)],
+    /// Makes it from the configuration.
+    pub new: fn(&Config) -> Box<dyn Room>,
+}
+
+/// One thing in the kernel that a room watches, by the best way that holds.
+pub struct Hook {
+    /// What it tells: `exec`.
+    pub name: &'static str,
+    /// Without it the room goes down to /proc.
+    pub required: bool,
+    /// Best first.
+    pub rungs: &'static [Rung],
+}
+
+/// A way to watch: one step of the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// A tracepoint with typed arguments (5.5).
+    BtfTracepoint {
+        /// The tracepoint: `sched_process_exec`.
+        tracepoint: &'static str,
+        /// The program for it in the room's object.
+        program: &'static str,
+    },
+    /// A classic tracepoint (4.7); needs tracefs.
+    Tracepoint {
+        /// `sched`
+        category: &'static str,
+        /// `sched_process_exec`
+        name: &'static str,
+        /// The program for it in the room's object.
+        program: &'static str,
+    },
+}
+
+impl Rung {
+    /// Name in reports, in the configuration and in `leaf.source`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rung::BtfTracepoint { .. } => "tp_btf",
+            Rung::Tracepoint { .. } => "tracepoint",
+        }
+    }
+
+    /// What it attaches to.
+    #[must_use]
+    pub fn target(&self) -> String {
+        match self {
+            Rung::BtfTracepoint { tracepoint, .. } => (*tracepoint).to_owned(),
+            Rung::Tracepoint { category, name, .. } => format!("{category}:{name}"),
+        }
+    }
+}
+
+/// The lowest rung of every room: polling /proc.
+pub const PROCFS: &str = "procfs";
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not the size of a record of its kind.
+    #[error("a record of {0} bytes")]
+    Size(usize),
+    /// A discriminant that no record has.
+    #[error("a record of unknown kind {0}")]
+    Kind(u32),
+    /// A length that its field cannot hold.
+    #[error("a length of {1} in {0}")]
+    Length(&'static str, u32),
+}
+
+/// A room at work. It lives on the drain thread.
+pub trait Room: Send {
+    /// Takes one record from the ring.
+    ///
+    /// # Errors
+    /// [`Malformed`]; then nothing was changed or sent.
+    fn record(&mut self, bytes: &[u8], node: &mut Node, out: &mut Output) -> Result<(), Malformed>;
+
+    /// Learns what there was before the room began.
+    fn begin(&mut self, node: &mut Node);
+
+    /// On the /proc rung: looks once, and sends what is new.
+    fn poll(&mut self, node: &mut Node, out: &mut Output);
+
+    /// Its metrics now.
+    fn counters(&self) -> Vec<Counter>;
+}
+
+/// Where a room puts its signals.
+pub struct Output {
+    logs: Option<Batch>,
+    spans: Option<Batch>,
+    now: Instant,
+    observed: u64,
+}
+
+impl Output {
+    /// `None` for a signal that nobody wants.
+    #[must_use]
+    pub fn new(logs: Option<Batch>, spans: Option<Batch>) -> Self {
+        Self { logs, spans, now: Instant::now(), observed: 0 }
+    }
+
+    /// Sets the time of what follows: for the age of batches, and Unix ns for `observed`.
+    pub fn at(&mut self, now: Instant, observed: u64) {
+        (self.now, self.observed) = (now, observed);
+    }
+
+    /// Adds a log event.
+    #[inline]
+    pub fn log(&mut self, event: &LogEvent<'_>, attributes: impl FnOnce(&mut Attributes<'_>)) {
+        if let Some(batch) = &mut self.logs {
+            let event = LogEvent { observed: self.observed, ..*event };
+            batch.push(self.now, |out| logs::write(out, &event, attributes));
+        }
+    }
+
+    /// Adds a span.
+    #[inline]
+    pub fn span(&mut self, span: &Span<'_>, attributes: impl FnOnce(&mut Attributes<'_>)) {
+        if let Some(batch) = &mut self.spans {
+            batch.ledger().attempted(1);
+            batch.push(self.now, |out| spans::write(out, span, attributes));
+        }
+    }
+
+    /// For a room that makes its own events: counts one, and says if it is admitted.
+    pub fn admit(&mut self, outcome: Result<(), agent_common::Unsent>) -> bool {
+        if let Some(batch) = &self.logs {
+            let ledger = batch.ledger();
+            ledger.attempted(1);
+            match outcome {
+                Ok(()) => {}
+                Err(agent_common::Unsent::RateLimited) => ledger.rate_limited(1),
+                Err(_) => ledger.filtered(1),
+            }
+        }
+        outcome.is_ok()
+    }
+
+    /// Closes what is full, or older than `max_age`, or all if `max_age` is zero.
+    pub fn take_due(&mut self, max_age: Duration, mut send: impl FnMut(Block)) {
+        let now = self.now;
+        for batch in [&mut self.logs, &mut self.spans].into_iter().flatten() {
+            let old = batch.opened().is_some_and(|opened| now.saturating_duration_since(opened) >= max_age);
+            if (old || batch.is_full())
+                && let Some(block) = batch.take()
+            {
+                send(block);
+            }
+        }
+    }
+
+    /// When the first record of an open batch came.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        [&self.logs, &self.spans].into_iter().flatten().filter_map(Batch::opened).min()
+    }
+
+    /// Whether a batch has reached its size.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.logs.as_ref().is_some_and(Batch::is_full) || self.spans.as_ref().is_some_and(Batch::is_full)
+    }
+}

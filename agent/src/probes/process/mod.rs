@@ -1,0 +1,245 @@
+//! The process room: every exec, fork and exit of the node.
+
+mod decode;
+mod otel;
+mod poll;
+
+use super::{Descriptor, Hook, Malformed, Output, Room, Rung};
+use crate::{
+    config::Config,
+    enrich::{
+        Node,
+        container::CgroupId,
+        process::{Seen, Slot, set_lossy, until_nul},
+        redact::{Redactor, push_lossy},
+    },
+    otlp::metrics::Counter,
+};
+use agent_common::process::{Exec, Exit, Fork, Offsets, Task, missing};
+use decode::Event;
+use otel::Outcome;
+use std::{path::Path, sync::Arc};
+
+/// See [`Descriptor`].
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "process",
+    stream: "process",
+    object: || aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/process")),
+    hooks: &[
+        Hook {
+            name: "exec",
+            required: true,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "sched_process_exec", program: "exec_btf" },
+                Rung::Tracepoint { category: "sched", name: "sched_process_exec", program: "exec_classic" },
+            ],
+        },
+        Hook {
+            name: "fork",
+            required: true,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "sched_process_fork", program: "fork_btf" },
+                Rung::Tracepoint { category: "task", name: "task_newtask", program: "fork_classic" },
+            ],
+        },
+        Hook {
+            name: "exit",
+            required: true,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "sched_process_exit", program: "exit_btf" },
+                Rung::Tracepoint { category: "sched", name: "sched_process_exit", program: "exit_classic" },
+            ],
+        },
+        Hook {
+            name: "cgroup",
+            required: false,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "cgroup_mkdir", program: "cgroup_btf" },
+                Rung::Tracepoint { category: "cgroup", name: "cgroup_mkdir", program: "cgroup_classic" },
+            ],
+        },
+    ],
+    sources: Offsets::SOURCES,
+    new: |config| Box::new(ProcessRoom::new(config)),
+};
+
+/// The room at work.
+pub struct ProcessRoom {
+    redactor: Redactor,
+    poller: poll::Poller,
+    created: u64,
+    execs: u64,
+    ended: [u64; Outcome::ALL.len()],
+}
+
+impl ProcessRoom {
+    /// A room that has seen nothing.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            redactor: config.privacy.redactor(),
+            poller: poll::Poller::new(config),
+            created: 0,
+            execs: 0,
+            ended: Default::default(),
+        }
+    }
+
+    fn on_event(&mut self, event: Event<'_>, node: &mut Node, out: &mut Output) {
+        match event {
+            Event::Exec(exec) => self.on_exec(exec, node, out),
+            Event::Fork(fork) => self.on_fork(fork, node, out),
+            Event::Exit(exit) => self.on_exit(exit, node, out),
+            Event::CgroupMade(made) => {
+                let id = CgroupId { hierarchy: made.hierarchy, id: made.id };
+                node.cgroups.made(id, &String::from_utf8_lossy(&made.path[..made.path_len as usize]));
+            }
+        }
+    }
+
+    fn on_exec(&mut self, exec: &Exec, node: &mut Node, out: &mut Output) {
+        self.execs += 1;
+        let slot = node.processes.get_or_insert(&seen(&exec.task));
+        resolve_cgroup(&exec.task, slot, node);
+        let process = node.processes.get_mut(slot);
+        if process.exec_ns == 0 {
+            process.exec_ns = exec.task.time_ns;
+        }
+        set_executable(&mut process.executable, exec.task.pid, &exec.filename[..exec.filename_len as usize]);
+        process.command_line.clear();
+        if exec.task.missing & missing::CMDLINE == 0 {
+            self.redactor.write(&exec.cmdline[..exec.cmdline_len as usize], &mut process.command_line);
+        } else if let Ok(cmdline) = std::fs::read(format!("/proc/{}/cmdline", exec.task.pid)) {
+            self.redactor.write(&cmdline, &mut process.command_line);
+        }
+        otel::log("process_exec", &exec.task, node.processes.get(slot), &node.clock, out, |_| {});
+    }
+
+    fn on_fork(&mut self, fork: &Fork, node: &mut Node, out: &mut Output) {
+        self.created += 1;
+        let slot = node.processes.fork(&seen(&fork.task));
+        resolve_cgroup(&fork.task, slot, node);
+        otel::log("process_fork", &fork.task, node.processes.get(slot), &node.clock, out, |_| {});
+    }
+
+    fn on_exit(&mut self, exit: &Exit, node: &mut Node, out: &mut Output) {
+        let slot = node.processes.get_or_insert(&seen(&exit.task));
+        resolve_cgroup(&exit.task, slot, node);
+        let process = node.processes.get(slot);
+        let end = otel::End::of(exit);
+        self.ended[end.outcome() as usize] += 1;
+        otel::log("process_exit", &exit.task, process, &node.clock, out, |attributes| end.write(attributes));
+        otel::span(&exit.task, process, &end, &node.clock, out);
+        node.processes.end(slot);
+    }
+}
+
+impl Room for ProcessRoom {
+    fn record(&mut self, bytes: &[u8], node: &mut Node, out: &mut Output) -> Result<(), Malformed> {
+        let event = decode::decode(bytes)?;
+        self.on_event(event, node, out);
+        Ok(())
+    }
+
+    fn begin(&mut self, node: &mut Node) {
+        if let Err(error) = node.processes.seed(Path::new("/proc"), &mut self.redactor) {
+            tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
+        }
+        self.poller.begin(&node.processes);
+    }
+
+    fn poll(&mut self, node: &mut Node, out: &mut Output) {
+        for change in self.poller.look(Path::new("/proc")) {
+            let now = crate::enrich::clock::Clock::boot_now();
+            if let Some(process) = change.process() {
+                // First, so that parents and control groups are known to the event.
+                if !change.is_new() || node.processes.by_pid(process.pid).is_none_or(|known| known.ended) {
+                    node.processes.insert_from_proc(process, &mut self.redactor);
+                }
+            }
+            for record in change.records(now) {
+                let event = record.event();
+                if out.admit(self.poller.admit(event.task(), now)) {
+                    self.on_event(event, node, out);
+                }
+            }
+        }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let one = |value| vec![(Vec::new(), value)];
+        vec![
+            Counter {
+                name: "system.process.created",
+                unit: "{process}",
+                description: "Processes made by fork",
+                series: one(self.created),
+            },
+            Counter {
+                name: "leaf.process.execs",
+                unit: "{exec}",
+                description: "Programs started by exec",
+                series: one(self.execs),
+            },
+            Counter {
+                name: "leaf.process.ended",
+                unit: "{process}",
+                description: "Processes that ended, by outcome",
+                series: Outcome::ALL
+                    .iter()
+                    .map(|outcome| {
+                        (vec![("leaf.process.outcome", outcome.name().to_owned())], self.ended[*outcome as usize])
+                    })
+                    .collect(),
+            },
+        ]
+    }
+}
+
+fn seen(task: &Task) -> Seen<'_> {
+    Seen {
+        pid: task.pid,
+        ppid: (task.missing & missing::PARENT == 0).then_some(task.ppid),
+        start_ns: (task.missing & missing::START == 0).then_some(task.start_ns),
+        uid: task.uid,
+        gid: task.gid,
+        comm: until_nul(&task.comm),
+    }
+}
+
+/// A record without a number (from /proc) leaves what the table knows.
+fn resolve_cgroup(task: &Task, slot: Slot, node: &mut Node) {
+    if task.cgroup.id == 0 {
+        return;
+    }
+    let leaf = std::str::from_utf8(&task.cgroup.name[..task.cgroup.name_len as usize]).unwrap_or_default();
+    let id = CgroupId { hierarchy: task.cgroup.hierarchy, id: task.cgroup.id };
+    let cgroup = node.cgroups.resolve(id, task.pid, leaf);
+    let process = node.processes.get_mut(slot);
+    if process.cgroup.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &cgroup)) {
+        process.cgroup = Some(cgroup);
+    }
+}
+
+/// The path as given to execve; what is relative or a file descriptor is looked up while the process lives.
+fn set_executable(text: &mut String, pid: u32, filename: &[u8]) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let link = if filename.starts_with(b"/dev/fd/") || filename.starts_with(b"/proc/self/") {
+        Some("exe")
+    } else if filename.starts_with(b"/") {
+        None
+    } else {
+        Some("cwd")
+    };
+    if let Some(link) = link
+        && let Ok(target) = std::fs::read_link(format!("/proc/{pid}/{link}"))
+    {
+        set_lossy(text, target.as_os_str().as_bytes());
+        if link == "cwd" {
+            text.push('/');
+            push_lossy(text, filename.strip_prefix(b"./").unwrap_or(filename));
+        }
+        return;
+    }
+    set_lossy(text, filename);
+}

@@ -1,0 +1,303 @@
+//! The rung below eBPF: the same events, from looking at /proc again and again.
+//!
+//! Its limits, which no polling can overcome: a process that lives shorter
+//! than the interval is not seen; an exec is seen by a changed command name; the
+//! exit code only of a zombie that was caught and that we may trace; times are
+//! those of the look, CPU time and faults those of the last look.
+
+use crate::{
+    config::Config,
+    enrich::{
+        process::ProcessTable,
+        procfs::{self, ProcProcess, Stat},
+    },
+};
+use agent_common::{
+    Unsent,
+    process::{CMDLINE_LEN, Exec, Exit, FILENAME_LEN, Fork, Task, kind, missing},
+};
+use rustc_hash::FxHashMap;
+use std::path::Path;
+use zerocopy::FromZeros as _;
+
+use super::decode::Event;
+
+/// What was seen at the last look.
+pub struct Poller {
+    known: FxHashMap<u32, Known>,
+    excluded_uids: Vec<u32>,
+    excluded_comms: Vec<String>,
+    own_pid: u32,
+    bucket: Bucket,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    stat: Stat,
+    uid: u32,
+    gid: u32,
+    looked: u64,
+}
+
+/// One difference between two looks.
+#[derive(Debug)]
+pub enum Change {
+    /// A process that was not there; `true` if its program is not its parent's.
+    New(ProcProcess, bool),
+    /// A process with a new program.
+    Changed(ProcProcess),
+    /// A process that is no more, as last seen.
+    Gone(u32, Stat, u32, u32),
+}
+
+/// A record as the kernel side would have made it.
+pub enum Record {
+    /// See [`Exec`].
+    Exec(Box<Exec>),
+    /// See [`Fork`].
+    Fork(Fork),
+    /// See [`Exit`].
+    Exit(Exit),
+}
+
+impl Record {
+    /// As the decoder gives it.
+    pub fn event(&self) -> Event<'_> {
+        match self {
+            Record::Exec(exec) => Event::Exec(exec),
+            Record::Fork(fork) => Event::Fork(fork),
+            Record::Exit(exit) => Event::Exit(exit),
+        }
+    }
+}
+
+impl Event<'_> {
+    /// The process it is about.
+    pub fn task(&self) -> Option<&Task> {
+        match self {
+            Event::Exec(exec) => Some(&exec.task),
+            Event::Fork(fork) => Some(&fork.task),
+            Event::Exit(exit) => Some(&exit.task),
+            Event::CgroupMade(_) => None,
+        }
+    }
+}
+
+impl Poller {
+    /// Knows nothing yet.
+    pub fn new(config: &Config) -> Self {
+        let room = config.room("process");
+        Self {
+            known: FxHashMap::default(),
+            own_pid: std::process::id(),
+            bucket: Bucket::new(room.rate_limit, room.rate_burst),
+            excluded_uids: room.exclude_uids,
+            excluded_comms: room.exclude_comms,
+        }
+    }
+
+    /// Takes the processes of the table as known.
+    pub fn begin(&mut self, processes: &ProcessTable) {
+        for (_, process) in processes.living() {
+            let stat = Stat {
+                comm: process.comm.clone().into_bytes(),
+                ppid: process.ppid,
+                start_ns: process.start_ns,
+                ..Stat::default()
+            };
+            self.known.insert(process.pid, Known { stat, uid: process.uid, gid: process.gid, looked: 0 });
+        }
+    }
+
+    /// What changed in `proc` since the last look: the gone first, then the new by age.
+    pub fn look(&mut self, proc: &Path) -> Vec<Change> {
+        let Ok(pids) = procfs::pids(proc) else {
+            return Vec::new();
+        };
+        let look = self.known.values().map(|known| known.looked).max().unwrap_or(0) + 1;
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        for pid in pids {
+            let Some(stat) = procfs::read_stat(proc, pid) else {
+                continue;
+            };
+            match self.known.get_mut(&pid) {
+                Some(known) if known.stat.start_ns == stat.start_ns => {
+                    let changed = known.stat.comm != stat.comm && stat.state != b'Z';
+                    known.stat = stat;
+                    known.looked = look;
+                    if changed && let Some(process) = procfs::read(proc, pid) {
+                        new.push(Change::Changed(process));
+                    }
+                }
+                earlier => {
+                    if let Some(earlier) = earlier {
+                        gone.push(Change::Gone(pid, earlier.stat.clone(), earlier.uid, earlier.gid));
+                    }
+                    let Some(process) = procfs::read(proc, pid) else {
+                        continue;
+                    };
+                    let known = Known { stat: process.stat.clone(), uid: process.uid, gid: process.gid, looked: look };
+                    self.known.insert(pid, known);
+                    new.push(Change::New(process, false));
+                }
+            }
+        }
+        self.known.retain(|pid, known| {
+            if known.looked != look {
+                gone.push(Change::Gone(*pid, known.stat.clone(), known.uid, known.gid));
+            }
+            known.looked == look
+        });
+        new.sort_by_key(|change| change.process().map(|process| process.stat.start_ns));
+        for change in &mut new {
+            if let Change::New(process, executed) = change {
+                let parent = procfs::read(proc, process.stat.ppid);
+                *executed = parent.is_none_or(|parent| parent.exe != process.exe || parent.cmdline != process.cmdline);
+            }
+        }
+        gone.extend(new);
+        gone
+    }
+
+    /// The filters and the rate that the kernel side applies on the other rungs.
+    pub fn admit(&mut self, task: Option<&Task>, now: u64) -> Result<(), Unsent> {
+        if let Some(task) = task {
+            let comm = crate::enrich::process::until_nul(&task.comm);
+            if task.pid == self.own_pid
+                || self.excluded_uids.contains(&task.uid)
+                || self.excluded_comms.iter().any(|excluded| excluded.as_bytes() == comm)
+            {
+                return Err(Unsent::Filtered);
+            }
+        }
+        self.bucket.take(now)
+    }
+}
+
+impl Change {
+    /// The process as it is now, if it still is.
+    pub fn process(&self) -> Option<&ProcProcess> {
+        match self {
+            Change::New(process, _) | Change::Changed(process) => Some(process),
+            Change::Gone(..) => None,
+        }
+    }
+
+    /// Whether the process was not there before.
+    pub fn is_new(&self) -> bool {
+        matches!(self, Change::New(..))
+    }
+
+    /// The records that the kernel side would have sent; `now` is the boot clock, ns.
+    pub fn records(&self, now: u64) -> Vec<Record> {
+        match self {
+            Change::New(process, executed) => {
+                let fork = Fork { task: task(kind::FORK, process.pid, &process.stat, process.uid, process.gid, process.stat.start_ns) };
+                let exec = executed.then(|| exec(process, process.stat.start_ns));
+                std::iter::once(Record::Fork(fork)).chain(exec).collect()
+            }
+            Change::Changed(process) => vec![exec(process, now)],
+            Change::Gone(pid, stat, uid, gid) => {
+                let mut exit = Exit::new_zeroed();
+                exit.task = task(kind::EXIT, *pid, stat, *uid, *gid, now);
+                if stat.state == b'Z' {
+                    exit.status = stat.exit_code;
+                }
+                // A zero may also mean that we may not know.
+                if exit.status == 0 {
+                    exit.task.missing |= missing::STATUS;
+                }
+                exit.utime_ns = stat.utime_ns;
+                exit.stime_ns = stat.stime_ns;
+                exit.runtime_ns = stat.utime_ns + stat.stime_ns;
+                exit.minor_faults = stat.minor_faults;
+                exit.major_faults = stat.major_faults;
+                if stat.state == 0 {
+                    exit.task.missing |= missing::USAGE;
+                }
+                vec![Record::Exit(exit)]
+            }
+        }
+    }
+}
+
+fn task(kind: u32, pid: u32, stat: &Stat, uid: u32, gid: u32, time_ns: u64) -> Task {
+    let mut task = Task::new_zeroed();
+    (task.kind, task.missing, task.time_ns) = (kind, missing::CGROUP_NAME, time_ns);
+    (task.start_ns, task.pid, task.tid, task.ppid) = (stat.start_ns, pid, pid, stat.ppid);
+    (task.uid, task.gid) = (uid, gid);
+    copy(&stat.comm, &mut task.comm[..15]);
+    task
+}
+
+fn exec(process: &ProcProcess, time_ns: u64) -> Record {
+    let mut exec = Box::new(Exec::new_zeroed());
+    exec.task = task(kind::EXEC, process.pid, &process.stat, process.uid, process.gid, time_ns);
+    exec.filename_len = copy(&process.exe, &mut exec.filename[..FILENAME_LEN - 1]);
+    exec.cmdline_len = copy(&process.cmdline, &mut exec.cmdline[..CMDLINE_LEN]);
+    Record::Exec(exec)
+}
+
+/// Copies what fits; returns how much.
+fn copy(from: &[u8], to: &mut [u8]) -> u32 {
+    let len = from.len().min(to.len());
+    to[..len].copy_from_slice(&from[..len]);
+    len as u32
+}
+
+/// The token bucket of the kernel side (see agent-ebpf/src/admit.rs).
+struct Bucket {
+    interval_ns: u64,
+    burst_ns: u64,
+    full_at: u64,
+}
+
+impl Bucket {
+    fn new(rate: u64, burst: u64) -> Self {
+        let interval_ns = 1_000_000_000u64.checked_div(rate).unwrap_or(0);
+        Self { interval_ns, burst_ns: interval_ns.saturating_mul(burst), full_at: 0 }
+    }
+
+    fn take(&mut self, now: u64) -> Result<(), Unsent> {
+        let next = self.full_at.max(now) + self.interval_ns;
+        if self.interval_ns != 0 && next > now + self.burst_ns {
+            return Err(Unsent::RateLimited);
+        }
+        self.full_at = next;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_lets_a_burst_through_and_then_the_rate() {
+        let mut bucket = Bucket::new(10, 3);
+        let admitted = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(now).is_ok()).count();
+        assert_eq!(admitted(&mut bucket, 1_000_000_000), 3);
+        assert_eq!(admitted(&mut bucket, 1_000_000_000), 0);
+        assert_eq!(admitted(&mut bucket, 1_200_000_000), 2);
+        assert_eq!(admitted(&mut Bucket::new(0, 0), 0), 10);
+    }
+
+    #[test]
+    fn a_child_is_seen_to_come_and_to_go() {
+        let mut poller = Poller::new(&Config::default());
+        poller.look(Path::new("/proc"));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let pid = child.id();
+        // exec has happened once /proc says so.
+        while procfs::read_stat(Path::new("/proc"), pid).expect("alive").comm != b"sleep" {
+            std::thread::yield_now();
+        }
+        let came = poller.look(Path::new("/proc"));
+        let new = came.iter().find(|c| c.process().is_some_and(|p| p.pid == pid)).expect("seen");
+        assert!(matches!(new, Change::New(process, true) if process.cmdline == b"sleep\x0060\0"), "{new:?}");
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        let gone = poller.look(Path::new("/proc"));
+        assert!(gone.iter().any(|c| matches!(c, Change::Gone(gone, ..) if *gone == pid)));
+    }
+}

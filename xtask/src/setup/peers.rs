@@ -1,0 +1,129 @@
+//! The tools that benchmarks compare with. They come from Debian's packages, but
+//! into target/tools: a benchmark is no reason to change a system.
+
+use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::programs::{Program, packages};
+use super::{Step, debian};
+use crate::toolchain::find_program;
+use crate::workspace::Workspace;
+
+/// What the benchmarks start.
+const PROGRAMS: &[Program] = &[
+    Program { name: "bpftrace", package: "bpftrace" },
+    Program { name: "bpftool", package: "bpftool" },
+    Program { name: "execsnoop", package: "libbpf-tools" },
+    Program { name: "runqlat", package: "libbpf-tools" },
+    Program { name: "tcplife", package: "libbpf-tools" },
+];
+
+/// Folder of the unpacked packages, below target/tools.
+const UNPACKED: &str = "peers";
+
+/// Those of [`PROGRAMS`] that the system does not have, each as a script in
+/// target/tools/bin that calls the unpacked program with its unpacked libraries.
+#[derive(Debug)]
+pub struct Peers {
+    tools: PathBuf,
+    programs: Vec<&'static Program>,
+}
+
+impl Peers {
+    pub fn new(workspace: &Workspace) -> Self {
+        let programs = PROGRAMS.iter().filter(|program| find_program(program.name).is_none()).collect();
+        Self { tools: workspace.tools(), programs }
+    }
+
+    fn script(&self, program: &Program) -> PathBuf {
+        self.tools.join("bin").join(program.name)
+    }
+}
+
+impl Step for Peers {
+    fn what(&self) -> String {
+        packages(&self.programs).join(", ")
+    }
+
+    fn why(&self) -> &'static str {
+        "which benchmarks compare with"
+    }
+
+    fn place(&self) -> PathBuf {
+        self.tools.join(UNPACKED)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.programs
+            .iter()
+            .all(|program| self.script(program).is_file() && unpacked(&self.place(), program.name).is_some())
+    }
+
+    fn install(&self) -> Result<()> {
+        debian::unpack_with_dependencies(&self.place(), &packages(&self.programs))
+            .with_context(|| format!("or install it (Debian: {})", packages(&self.programs).join(" ")))?;
+        for program in &self.programs {
+            let inside = unpacked(&self.place(), program.name)
+                .with_context(|| format!("package {} has no {}", program.package, program.name))?;
+            let script = self.script(program);
+            let named = || format!("cannot write {}", script.display());
+            fs::create_dir_all(self.tools.join("bin")).with_context(named)?;
+            fs::write(&script, script_for(&inside)).with_context(named)?;
+            fs::set_permissions(&script, Permissions::from_mode(0o755)).with_context(named)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the packages below `root` have a program, relative to `root`.
+fn unpacked(root: &Path, name: &str) -> Option<PathBuf> {
+    ["usr/sbin", "usr/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| root.join(path).is_file())
+}
+
+/// A script that becomes the program: `exec`, so that it has the process id that its
+/// caller knows. Relative to itself, so that the clone can be moved.
+fn script_for(inside: &Path) -> String {
+    format!(
+        "#!/bin/sh\n\
+         # Written by `cargo xtask setup --bench`.\n\
+         peers=$(dirname \"$0\")/../{UNPACKED}\n\
+         export LD_LIBRARY_PATH=\"$peers/usr/lib/{}-linux-gnu${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"\n\
+         exec \"$peers/{}\" \"$@\"\n",
+        env::consts::ARCH,
+        inside.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_script_calls_the_unpacked_program_with_its_arguments_and_libraries() {
+        let tools = tempfile::tempdir().expect("a temporary folder");
+        let (bin, root) = (tools.path().join("bin"), tools.path().join(UNPACKED));
+        fs::create_dir_all(&bin).expect("a folder");
+        fs::create_dir_all(root.join("usr/sbin")).expect("a folder");
+        let write = |path: &Path, text: &str| {
+            fs::write(path, text).expect("a file");
+            fs::set_permissions(path, Permissions::from_mode(0o755)).expect("executable");
+        };
+        write(&root.join("usr/sbin/peer"), "#!/bin/sh\necho \"$LD_LIBRARY_PATH|$1|$2\"\n");
+        let inside = unpacked(&root, "peer").expect("it is there");
+        write(&bin.join("peer"), &script_for(&inside));
+
+        let output = Command::new(bin.join("peer")).args(["a b", "c"]).env("LD_LIBRARY_PATH", "/own").output();
+        let said = String::from_utf8(output.expect("starts").stdout).expect("text");
+        let (libraries, arguments) = said.trim_end().split_once('|').expect("two parts");
+        assert_eq!(arguments, "a b|c");
+        assert!(libraries.contains("/bin/../peers/usr/lib/"), "{libraries}");
+        assert!(libraries.ends_with(":/own"), "{libraries}");
+        assert_eq!(unpacked(&root, "leaf-no-such-program"), None);
+    }
+}
