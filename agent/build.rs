@@ -17,12 +17,7 @@ use aya_build::Package;
 use crate::toolchain::{Toolchain, find_program};
 
 /// What the programs are made of, relative to the root: cargo runs this again when one changes.
-const SOURCES: [&str; 4] = [
-    "agent-ebpf",
-    "agent-common",
-    "Cargo.lock",
-    "rust-toolchain.toml",
-];
+const SOURCES: [&str; 4] = ["agent-ebpf", "agent-common", "Cargo.lock", "rust-toolchain.toml"];
 
 fn main() -> ExitCode {
     match build() {
@@ -37,9 +32,7 @@ fn main() -> ExitCode {
 
 fn build() -> Result<()> {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").context("not called by cargo")?;
-    let root = Path::new(&manifest)
-        .parent()
-        .context("the crate `agent` is not inside its workspace")?;
+    let root = Path::new(&manifest).parent().context("the crate `agent` is not inside its workspace")?;
     for source in SOURCES {
         println!("cargo:rerun-if-changed={}", root.join(source).display());
     }
@@ -50,9 +43,7 @@ fn build() -> Result<()> {
     aya_build::build_ebpf(
         [Package {
             name: "agent-ebpf",
-            root_dir: programs
-                .to_str()
-                .context("the workspace's path is not UTF-8")?,
+            root_dir: programs.to_str().context("the workspace's path is not UTF-8")?,
             ..Package::default()
         }],
         aya_build::Toolchain::Custom(&toolchain.name),
@@ -63,12 +54,8 @@ fn build() -> Result<()> {
 /// aya-build gives its cargo our environment, so what that needs is set here.
 fn set_environment(tools: &Path) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(
-        [tools.to_owned()]
-            .into_iter()
-            .chain(env::split_paths(&path)),
-    )
-    .with_context(|| format!("{} cannot be in PATH", tools.display()))?;
+    let path = env::join_paths([tools.to_owned()].into_iter().chain(env::split_paths(&path)))
+        .with_context(|| format!("{} cannot be in PATH", tools.display()))?;
     // SAFETY: this process has one thread until aya-build starts its own.
     unsafe {
         env::set_var("PATH", path);

@@ -199,6 +199,9 @@ fn resource(config: &Config) -> Resource {
 }
 
 fn node() -> Node {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Node { clock: Clock::new(), processes: ProcessTable::new(&boot_id), cgroups: Cgroups::default() }
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut cgroups = Cgroups::default();
+    cgroups.seed(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
+    let processes = ProcessTable::new(&read("/proc/sys/kernel/random/boot_id"));
+    Node { clock: Clock::new(), processes, cgroups }
 }

@@ -203,7 +203,7 @@ fn exit<M: Memory>(task: *const u8, group_dead: Option<bool>) -> i32 {
 #[inline(always)]
 fn try_exit<M: Memory>(task: *const u8, signal: *const u8) -> Result<(), Unsent> {
     let now = now();
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = unsafe { leader_comm::<M>(task) };
     admit(current_pid(), current_uid_gid().0, &comm, now)?;
     let mut entry = reserve::<Exit>()?;
     let exit = entry.as_mut_ptr();
@@ -253,6 +253,22 @@ unsafe fn is_last_thread<M: Memory>(task: *const u8, signal: *const u8, group_de
     let start: u64 = unsafe { leader_start::<M>(task) }.unwrap_or(0);
     const BPF_NOEXIST: u64 = 1;
     ENDED.insert([u64::from(current_pid()), start], 1, BPF_NOEXIST).is_ok()
+}
+
+/// The name of a process is its leader's; another thread may be the last to end.
+#[inline(always)]
+unsafe fn leader_comm<M: Memory>(task: *const u8) -> [u8; COMM_LEN] {
+    let id = bpf_get_current_pid_tgid();
+    if id as u32 != (id >> 32) as u32 {
+        let leader: Option<*const u8> = unsafe { M::read(task, constant!(OFFSETS.task_group_leader)) };
+        if let Some(leader) = leader {
+            // An array is no single load, so this copies.
+            if let Some(comm) = unsafe { Probed::read(leader, constant!(OFFSETS.task_comm)) } {
+                return comm;
+            }
+        }
+    }
+    bpf_get_current_comm().unwrap_or_default()
 }
 
 /// What waitpid will say: the group's code if one was set, else the leader's.

@@ -49,18 +49,19 @@ struct Found {
 #[derive(Debug, Serialize)]
 struct Mount {
     kind: &'static str,
-    path: &'static str,
-    mounted: bool,
+    /// Empty: not mounted.
+    paths: Vec<String>,
     /// What needs it.
     purpose: &'static str,
 }
 
-/// File systems that probes may need: kind, path, purpose.
-const MOUNTS: [(&str, &str, &str); 4] = [
-    ("proc", "/proc", "processes, and all rooms without eBPF"),
-    ("tracefs", "/sys/kernel/tracing", "classic tracepoints"),
-    ("bpf", "/sys/fs/bpf", "pinned objects; not used yet"),
-    ("cgroup2", "/sys/fs/cgroup", "control groups v2"),
+/// File systems that probes may need, and for what.
+const MOUNTS: [(&str, &str); 5] = [
+    ("proc", "processes, and all rooms without eBPF"),
+    ("tracefs", "classic tracepoints; mount -t tracefs tracefs /sys/kernel/tracing"),
+    ("bpf", "pinned objects, which no room uses yet"),
+    ("cgroup2", "control groups v2"),
+    ("cgroup", "control groups v1"),
 ];
 
 /// Runs the command.
@@ -88,7 +89,7 @@ fn examine(config: &Config) -> Report {
         btf: Found { found: kernel.btf.is_ok(), cause: kernel.btf.err() },
         mounts: MOUNTS
             .iter()
-            .map(|&(kind, path, purpose)| Mount { kind, path, mounted: support::is_mounted(path, kind), purpose })
+            .map(|&(kind, purpose)| Mount { kind, paths: support::mounts(kind), purpose })
             .collect(),
         features: features::features(),
         rooms,
@@ -108,8 +109,11 @@ fn text(report: &Report) -> String {
         line(name, yes_no(*has));
     }
     for mount in &report.mounts {
-        let state = if mount.mounted { "mounted" } else { "not mounted" };
-        line(mount.kind, &format!("{state} at {} ({})", mount.path, mount.purpose));
+        match mount.paths.as_slice() {
+            [] => line(mount.kind, &format!("not mounted (for {})", mount.purpose)),
+            [path] => line(mount.kind, path),
+            [path, more @ ..] => line(mount.kind, &format!("{path} and {} more", more.len())),
+        }
     }
     for feature in &report.features {
         match (feature.supported, &feature.cause) {

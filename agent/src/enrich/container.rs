@@ -1,7 +1,7 @@
 //! Control groups by number, and what their paths say about containers.
 
 use rustc_hash::FxHashMap;
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// Groups remembered; past this the table starts anew.
 const MAX_CGROUPS: usize = 32_768;
@@ -65,17 +65,55 @@ impl Cgroups {
         self.known.insert(id, cgroup);
     }
 
+    /// Notes the groups that there are: those of cgroup v2 and of the v1 memory
+    /// hierarchy, as far as they are mounted; returns how many.
+    pub fn seed(&mut self, mounts: &str, own_cgroups: &str) -> usize {
+        for (root, hierarchy) in hierarchies(mounts, own_cgroups) {
+            self.walk(Path::new(root), "/".to_owned(), hierarchy);
+        }
+        self.known.len()
+    }
+
+    /// Notes a group and those below it. The inode number of its folder is the
+    /// kernel's id of it (`kernfs_node.id`, 5.5).
+    fn walk(&mut self, root: &Path, path: String, hierarchy: u32) {
+        use std::os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _};
+        let folder = root.join(path.trim_start_matches('/'));
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            return;
+        };
+        if let Ok(metadata) = folder.metadata() {
+            self.made(CgroupId { hierarchy, id: metadata.ino() }, &path);
+        }
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && self.known.len() < MAX_CGROUPS {
+                let name = entry.file_name();
+                let name = String::from_utf8_lossy(name.as_bytes());
+                self.walk(root, format!("{}/{name}", path.trim_end_matches('/')), hierarchy);
+            }
+        }
+    }
+
     /// The group of a process: known, or found in /proc/PID/cgroup while the
-    /// process lives, or at worst its last part, which the record carries.
-    pub fn resolve(&mut self, id: CgroupId, pid: u32, leaf: &str) -> Arc<Cgroup> {
+    /// process lives, or its parent's if that has the same name, or at worst
+    /// the last part of its path, which the record carries.
+    pub fn resolve<'a>(
+        &mut self,
+        id: CgroupId,
+        pid: u32,
+        leaf: &str,
+        parent: impl FnOnce() -> Option<&'a Arc<Cgroup>>,
+    ) -> Arc<Cgroup> {
         if let Some(known) = self.known.get(&id) {
             return Arc::clone(known);
         }
+        // The process may have moved since: the name must fit.
+        let fits = |path: &str| leaf.is_empty() || path.rsplit('/').next() == Some(leaf);
         let found = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
             .ok()
             .and_then(|text| path_in_hierarchy(&text, id.hierarchy).map(str::to_owned))
-            // The process may have moved since: the name must fit.
-            .filter(|path| leaf.is_empty() || path.rsplit('/').next() == Some(leaf));
+            .filter(|path| fits(path))
+            .or_else(|| parent().map(|parent| parent.path.clone()).filter(|path| !leaf.is_empty() && fits(path)));
         let cgroup = Arc::new(match found {
             Some(path) => Cgroup::from_path(&path),
             None => Cgroup { partial: true, ..Cgroup::from_path(leaf) },
@@ -97,6 +135,28 @@ impl Cgroups {
         };
         Cgroup::from_path(unified.or_else(memory).unwrap_or("/"))
     }
+}
+
+/// Mount points and numbers of the hierarchies that say what container a
+/// process is in, from the text of /proc/self/mounts and /proc/self/cgroup.
+fn hierarchies<'a>(mounts: &'a str, own_cgroups: &str) -> Vec<(&'a str, u32)> {
+    let memory = own_cgroups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let number = parts.next()?.parse().ok()?;
+        parts.next()?.split(',').any(|controller| controller == "memory").then_some(number)
+    });
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+            match kind {
+                "cgroup2" => Some((path, 0)),
+                "cgroup" if options.split(',').any(|option| option == "memory") => Some((path, memory?)),
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 /// The path of a hierarchy in the text of /proc/PID/cgroup.
@@ -256,11 +316,30 @@ mod tests {
         let mut cgroups = Cgroups::default();
         let id = CgroupId { hierarchy: 0, id: 77 };
         cgroups.made(id, &format!("/docker/{ID}"));
-        let cgroup = cgroups.resolve(id, u32::MAX, ID);
+        let cgroup = cgroups.resolve(id, u32::MAX, ID, || None);
         assert_eq!(cgroup.container.as_ref().map(|c| c.id.as_str()), Some(ID));
         assert!(!cgroup.partial);
-        let unknown = cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, u32::MAX, &format!("docker-{ID}.scope"));
+        let unknown = cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, u32::MAX, &format!("docker-{ID}.scope"), || None);
         assert!(unknown.partial);
         assert_eq!(unknown.container.as_ref().and_then(|c| c.runtime), Some("docker"));
+    }
+
+    #[test]
+    fn a_group_that_is_not_known_is_its_parents_if_the_name_fits() {
+        let mut cgroups = Cgroups::default();
+        let parent = Arc::new(Cgroup::from_path("/system.slice/ssh.service"));
+        let child = cgroups.resolve(CgroupId { hierarchy: 0, id: 1 }, u32::MAX, "ssh.service", || Some(&parent));
+        assert_eq!(child.path, "/system.slice/ssh.service");
+        let other = cgroups.resolve(CgroupId { hierarchy: 0, id: 2 }, u32::MAX, "cron.service", || Some(&parent));
+        assert_eq!((other.path.as_str(), other.partial), ("cron.service", true));
+    }
+
+    #[test]
+    fn the_hierarchies_that_tell_of_containers_are_found() {
+        let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\n\
+                      cgroup /sys/fs/cgroup/memory cgroup rw,nosuid,memory 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct 0 0\n";
+        let found = hierarchies(mounts, "5:cpu,cpuacct:/\n4:memory:/x\n0::/\n");
+        assert_eq!(found, [("/sys/fs/cgroup/unified", 0), ("/sys/fs/cgroup/memory", 4)]);
     }
 }

@@ -140,6 +140,9 @@ fn plain(value: &Value) -> String {
 
 /// Nanoseconds with the unit that suits them.
 fn duration(ns: u64) -> String {
+    if ns == 0 {
+        return "0".to_owned();
+    }
     format!("{:.1?}", Duration::from_nanos(ns))
 }
 

@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn what_is_not_settled_is_in_flight() {
         let ledger = Ledger::new("process events");
-        ledger.set_kernel(&KernelLedger { attempted: 100, filtered: 10, rate_limited: 5, ring_full: 1, sent: 84 });
+        ledger.set_kernel(&KernelLedger { attempted: 100, filtered: 10, rate_limited: 5, ring_full: 1, sent: 84, ..KernelLedger::default() });
         ledger.malformed(1);
         ledger.queue_dropped(2);
         ledger.export_rejected(3);

@@ -224,14 +224,17 @@ fn denied(error: &io::Error) -> String {
 }
 
 fn load_refusal(room: &Descriptor, error: &LoadError) -> Refusal {
-    let way_out = match error {
-        LoadError::Object(EbpfError::MapError(MapError::CreateError { io_error, .. })) => match io_error.kind() {
-            io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
-            _ => denied(io_error),
-        },
-        _ => REPORT.into(),
+    let (cause, way_out) = match error {
+        LoadError::Object(EbpfError::MapError(MapError::CreateError { name, io_error })) => {
+            let way_out = match io_error.kind() {
+                io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
+                _ => denied(io_error),
+            };
+            (format!("failed to create map {name}: {io_error}"), way_out)
+        }
+        _ => (causes(error), REPORT.into()),
     };
-    Refusal { rung: "eBPF", target: room.name.into(), cause: causes(error), way_out }
+    Refusal { rung: "eBPF", target: room.name.into(), cause, way_out }
 }
 
 /// An error with its sources, each said once.

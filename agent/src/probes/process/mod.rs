@@ -145,12 +145,15 @@ impl Room for ProcessRoom {
         if let Err(error) = node.processes.seed(Path::new("/proc"), &mut self.redactor) {
             tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
         }
-        self.poller.begin(&node.processes);
     }
 
     fn poll(&mut self, node: &mut Node, out: &mut Output) {
+        let first = self.poller.is_first();
         for change in self.poller.look(Path::new("/proc")) {
             let now = crate::enrich::clock::Clock::boot_now();
+            if first && change.process().is_some_and(|process| node.processes.by_pid(process.pid).is_some()) {
+                continue;
+            }
             if let Some(process) = change.process() {
                 // First, so that parents and control groups are known to the event.
                 if !change.is_new() || node.processes.by_pid(process.pid).is_none_or(|known| known.ended) {
@@ -214,7 +217,9 @@ fn resolve_cgroup(task: &Task, slot: Slot, node: &mut Node) {
     }
     let leaf = std::str::from_utf8(&task.cgroup.name[..task.cgroup.name_len as usize]).unwrap_or_default();
     let id = CgroupId { hierarchy: task.cgroup.hierarchy, id: task.cgroup.id };
-    let cgroup = node.cgroups.resolve(id, task.pid, leaf);
+    let processes = &node.processes;
+    let parent = || processes.by_pid(task.ppid).and_then(|parent| parent.cgroup.as_ref());
+    let cgroup = node.cgroups.resolve(id, task.pid, leaf, parent);
     let process = node.processes.get_mut(slot);
     if process.cgroup.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &cgroup)) {
         process.cgroup = Some(cgroup);

@@ -1,23 +1,21 @@
 //! The rung below eBPF: the same events, from looking at /proc again and again.
 //!
 //! Its limits, which no polling can overcome: a process that lives shorter
-//! than the interval is not seen; an exec is seen by a changed command name; the
-//! exit code only of a zombie that was caught and that we may trace; times are
-//! those of the look, CPU time and faults those of the last look.
+//! than the interval is not seen; an exec is seen by a new command name with
+//! new arguments; the exit code only of a zombie that was caught and that we
+//! may trace; times are those of the look, CPU time and faults those of the
+//! last look.
 
 use crate::{
     config::Config,
-    enrich::{
-        process::ProcessTable,
-        procfs::{self, ProcProcess, Stat},
-    },
+    enrich::procfs::{self, ProcProcess, Stat},
 };
 use agent_common::{
     Unsent,
     process::{CMDLINE_LEN, Exec, Exit, FILENAME_LEN, Fork, Task, kind, missing},
 };
-use rustc_hash::FxHashMap;
-use std::path::Path;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use std::{hash::BuildHasher as _, path::Path};
 use zerocopy::FromZeros as _;
 
 use super::decode::Event;
@@ -36,6 +34,8 @@ struct Known {
     stat: Stat,
     uid: u32,
     gid: u32,
+    /// Hash of its command line.
+    arguments: u64,
     looked: u64,
 }
 
@@ -96,17 +96,9 @@ impl Poller {
         }
     }
 
-    /// Takes the processes of the table as known.
-    pub fn begin(&mut self, processes: &ProcessTable) {
-        for (_, process) in processes.living() {
-            let stat = Stat {
-                comm: process.comm.clone().into_bytes(),
-                ppid: process.ppid,
-                start_ns: process.start_ns,
-                ..Stat::default()
-            };
-            self.known.insert(process.pid, Known { stat, uid: process.uid, gid: process.gid, looked: 0 });
-        }
+    /// Whether it has never looked: all that the first look finds is new to it.
+    pub fn is_first(&self) -> bool {
+        self.known.is_empty()
     }
 
     /// What changed in `proc` since the last look: the gone first, then the new by age.
@@ -122,10 +114,15 @@ impl Poller {
             };
             match self.known.get_mut(&pid) {
                 Some(known) if known.stat.start_ns == stat.start_ns => {
-                    let changed = known.stat.comm != stat.comm && stat.state != b'Z';
+                    let renamed = known.stat.comm != stat.comm && stat.state != b'Z';
                     known.stat = stat;
                     known.looked = look;
-                    if changed && let Some(process) = procfs::read(proc, pid) {
+                    // A thread may rename itself too, and kernel threads do: a new program has new arguments.
+                    if renamed
+                        && let Some(process) = procfs::read(proc, pid)
+                        && known.arguments != hash(&process.cmdline)
+                    {
+                        known.arguments = hash(&process.cmdline);
                         new.push(Change::Changed(process));
                     }
                 }
@@ -136,7 +133,13 @@ impl Poller {
                     let Some(process) = procfs::read(proc, pid) else {
                         continue;
                     };
-                    let known = Known { stat: process.stat.clone(), uid: process.uid, gid: process.gid, looked: look };
+                    let known = Known {
+                        stat: process.stat.clone(),
+                        uid: process.uid,
+                        gid: process.gid,
+                        arguments: hash(&process.cmdline),
+                        looked: look,
+                    };
                     self.known.insert(pid, known);
                     new.push(Change::New(process, false));
                 }
@@ -236,6 +239,10 @@ fn exec(process: &ProcProcess, time_ns: u64) -> Record {
     exec.filename_len = copy(&process.exe, &mut exec.filename[..FILENAME_LEN - 1]);
     exec.cmdline_len = copy(&process.cmdline, &mut exec.cmdline[..CMDLINE_LEN]);
     Record::Exec(exec)
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    FxBuildHasher.hash_one(bytes)
 }
 
 /// Copies what fits; returns how much.
