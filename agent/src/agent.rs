@@ -93,7 +93,7 @@ impl Agent {
             let way = match attached {
                 Some(attached) => {
                     waiter.add(&attached.ring).map_err(|error| StartError::Thread(error.into()))?;
-                    Way::Ring(attached)
+                    Way::Ring(Box::new(attached))
                 }
                 None => {
                     std::fs::read_dir("/proc").map_err(StartError::NothingAttached)?;

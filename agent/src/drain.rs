@@ -39,7 +39,7 @@ const LAST_PROGRAMS: Duration = Duration::from_millis(100);
 /// How a room's events come about.
 pub enum Way {
     /// From its programs.
-    Ring(Attached),
+    Ring(Box<Attached>),
     /// By looking at /proc.
     Procfs {
         /// Time between two looks.

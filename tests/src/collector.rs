@@ -45,12 +45,12 @@ impl Collector {
             .arg("--config")
             .arg(config_path())
             .env("KAFKA_BROKERS", bootstrap)
-            .env("LEAF_OTLP_GRPC", grpc.to_string())
-            .env("LEAF_OTLP_HTTP", http.to_string())
-            .env("LEAF_HEALTH_ENDPOINT", health.to_string())
-            .env("LEAF_COLLECTOR_METRICS_HOST", metrics.ip().to_string())
-            .env("LEAF_COLLECTOR_METRICS_PORT", metrics.port().to_string())
-            .env("LEAF_QUEUE_DIRECTORY", folder.path().join("queue"));
+            .env("OTELCOL_OTLP_GRPC", grpc.to_string())
+            .env("OTELCOL_OTLP_HTTP", http.to_string())
+            .env("OTELCOL_HEALTH_ENDPOINT", health.to_string())
+            .env("OTELCOL_METRICS_HOST", metrics.ip().to_string())
+            .env("OTELCOL_METRICS_PORT", metrics.port().to_string())
+            .env("OTELCOL_QUEUE_DIRECTORY", folder.path().join("queue"));
         let mut daemon = Daemon::start("collector", command, folder.path())?;
         daemon.wait_until("a healthy answer", START, |_| {
             get(health, "/").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))

@@ -16,3 +16,4 @@ pub mod peer;
 pub mod pipeline;
 pub mod place;
 pub mod skip;
+pub mod workload;

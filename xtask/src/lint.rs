@@ -56,7 +56,7 @@ fn deny(workspace: &Workspace, report: &mut Report) {
 fn host(workspace: &Workspace) -> Result<()> {
     let mut cargo = workspace.cargo();
     // With `--release` the build script's eBPF objects are those of the release build.
-    cargo.args(["clippy", "--release", "--all-targets"]);
+    cargo.args(["clippy", "--release", "--all-targets", "--keep-going"]);
     for package in HOST_PACKAGES {
         cargo.args(["--package", package]);
     }

@@ -22,7 +22,8 @@ pub fn execute(args: Args) -> Result<(), Refused> {
     match args.command {
         Command::Show(file) => {
             let settings = file.read(Vec::new())?.settings();
-            let width = |of: fn(&(String, String, String)) -> &str| settings.iter().map(|s| of(s).len()).max().unwrap_or(0);
+            let width =
+                |of: fn(&(String, String, String)) -> &str| settings.iter().map(|s| of(s).len()).max().unwrap_or(0);
             let (keys, values) = (width(|s| &s.0), width(|s| &s.1).min(40));
             let mut text = String::new();
             for (key, value, source) in &settings {

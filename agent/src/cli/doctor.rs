@@ -87,10 +87,7 @@ fn examine(config: &Config) -> Report {
         uid: rustix::process::geteuid().as_raw(),
         capabilities: CAPABILITIES.iter().map(|(name, _)| (*name, capabilities.has(name))).collect(),
         btf: Found { found: kernel.btf.is_ok(), cause: kernel.btf.err() },
-        mounts: MOUNTS
-            .iter()
-            .map(|&(kind, purpose)| Mount { kind, paths: support::mounts(kind), purpose })
-            .collect(),
+        mounts: MOUNTS.iter().map(|&(kind, purpose)| Mount { kind, paths: support::mounts(kind), purpose }).collect(),
         features: features::features(),
         rooms,
     }
@@ -118,7 +115,9 @@ fn text(report: &Report) -> String {
     for feature in &report.features {
         match (feature.supported, &feature.cause) {
             (Some(supported), _) => line(feature.name, yes_no(supported)),
-            (None, cause) => line(feature.name, &format!("not known: {}", cause.as_deref().unwrap_or("no reason given"))),
+            (None, cause) => {
+                line(feature.name, &format!("not known: {}", cause.as_deref().unwrap_or("no reason given")))
+            }
         }
     }
     for room in &report.rooms {

@@ -273,7 +273,8 @@ fn describe(figment: &Figment, error: &Error) -> String {
     let mut path = error.path.join(".");
     let problem = match &error.kind {
         Kind::UnknownField(field, expected) => {
-            let nearest = if expected.is_empty() { String::new() } else { format!("; known are {}", expected.join(", ")) };
+            let nearest =
+                if expected.is_empty() { String::new() } else { format!("; known are {}", expected.join(", ")) };
             if path.is_empty() || path.ends_with(field.as_str()) {
                 path = if path.is_empty() { field.clone() } else { path };
             } else {
@@ -291,7 +292,11 @@ fn describe(figment: &Figment, error: &Error) -> String {
         },
         None => source_of(figment, &path),
     };
-    if path.is_empty() { format!("{problem}\n  from {source}") } else { format!("{path}: {problem}{value}\n  from {source}") }
+    if path.is_empty() {
+        format!("{problem}\n  from {source}")
+    } else {
+        format!("{path}: {problem}{value}\n  from {source}")
+    }
 }
 
 /// A value as it would be written in the file.
@@ -347,8 +352,9 @@ mod tests {
         assert!(problem.contains("batch.max_bites") && problem.contains("unknown key"), "{problem}");
         assert!(problem.contains(&file.path().display().to_string()), "{problem}");
 
-        let problem =
-            Loaded::read(None, environment(&[("LEAF_QUEUE_MAX_BATCHES", "many")]), vec![]).expect_err("type").join("\n");
+        let problem = Loaded::read(None, environment(&[("LEAF_QUEUE_MAX_BATCHES", "many")]), vec![])
+            .expect_err("type")
+            .join("\n");
         for part in ["queue.max_batches", "many", "environment variable LEAF_QUEUE_MAX_BATCHES"] {
             assert!(problem.contains(part), "{part} in {problem}");
         }
@@ -395,7 +401,10 @@ mod tests {
     fn lists_are_written_with_commas() {
         let loaded = Loaded::read(
             None,
-            environment(&[("LEAF_ROOMS_PROCESS_EXCLUDE_UIDS", "33,1000"), ("LEAF_ROOMS_PROCESS_EXCLUDE_COMMS", "cron,sh")]),
+            environment(&[
+                ("LEAF_ROOMS_PROCESS_EXCLUDE_UIDS", "33,1000"),
+                ("LEAF_ROOMS_PROCESS_EXCLUDE_COMMS", "cron,sh"),
+            ]),
             vec![],
         )
         .expect("valid");

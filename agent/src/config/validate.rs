@@ -48,7 +48,10 @@ pub fn validate(config: &Config) -> Vec<(String, String)> {
         let uri = config.otlp.endpoint.parse::<http::Uri>();
         let scheme = uri.as_ref().ok().and_then(http::Uri::scheme_str);
         if !matches!(scheme, Some("http" | "https")) || uri.is_ok_and(|uri| uri.host().is_none()) {
-            problem("otlp.endpoint", format!("{:?} is not of the form http://HOST:PORT or https://HOST:PORT", config.otlp.endpoint));
+            problem(
+                "otlp.endpoint",
+                format!("{:?} is not of the form http://HOST:PORT or https://HOST:PORT", config.otlp.endpoint),
+            );
         }
     }
     for (name, value) in &config.otlp.headers {

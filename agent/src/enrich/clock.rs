@@ -2,6 +2,16 @@
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+/// A moment on both clocks. What is told more than once is kept as one, since
+/// the offset between the clocks is not twice the same to the nanosecond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Boot clock, ns.
+    pub boot: u64,
+    /// Unix ns.
+    pub unix: u64,
+}
+
 /// The difference between the two clocks, measured again at every tick, since
 /// NTP and an operator may step Unix time.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +41,13 @@ impl Clock {
     #[must_use]
     pub fn unix(&self, boot_ns: u64) -> u64 {
         boot_ns.wrapping_add_signed(self.offset_ns)
+    }
+
+    /// A boot-clock time in ns on both clocks.
+    #[inline]
+    #[must_use]
+    pub fn moment(&self, boot: u64) -> Moment {
+        Moment { boot, unix: self.unix(boot) }
     }
 
     /// The boot clock now, ns.

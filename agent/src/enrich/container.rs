@@ -319,7 +319,8 @@ mod tests {
         let cgroup = cgroups.resolve(id, u32::MAX, ID, || None);
         assert_eq!(cgroup.container.as_ref().map(|c| c.id.as_str()), Some(ID));
         assert!(!cgroup.partial);
-        let unknown = cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, u32::MAX, &format!("docker-{ID}.scope"), || None);
+        let unknown =
+            cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, u32::MAX, &format!("docker-{ID}.scope"), || None);
         assert!(unknown.partial);
         assert_eq!(unknown.container.as_ref().and_then(|c| c.runtime), Some("docker"));
     }

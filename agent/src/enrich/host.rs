@@ -16,7 +16,8 @@ pub fn resource(service_name: &str) -> Resource {
     }
     resource.set("host.arch", arch(&uname.machine().to_string_lossy()));
     resource.set("os.type", "linux");
-    for (key, value) in os_release(&read("/etc/os-release").or_else(|| read("/usr/lib/os-release")).unwrap_or_default()) {
+    for (key, value) in os_release(&read("/etc/os-release").or_else(|| read("/usr/lib/os-release")).unwrap_or_default())
+    {
         resource.set(key, &value);
     }
     resource.set("leaf.kernel.release", &uname.release().to_string_lossy());
@@ -71,7 +72,8 @@ mod tests {
 
     #[test]
     fn an_os_release_gives_name_and_version() {
-        let text = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nID=debian\n";
+        let text =
+            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nID=debian\n";
         assert_eq!(
             os_release(text),
             [

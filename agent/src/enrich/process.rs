@@ -5,6 +5,7 @@
 //! allocates nothing.
 
 use super::{
+    clock::{Clock, Moment},
     container::{Cgroup, Cgroups},
     procfs::{self, ProcProcess, TICK_NS},
     redact::{Redactor, push_lossy},
@@ -33,8 +34,8 @@ pub struct Process {
     pub uid: u32,
     /// Real group id.
     pub gid: u32,
-    /// Boot clock, ns; 0 if unknown. From /proc it is a multiple of [`TICK_NS`].
-    pub start_ns: u64,
+    /// All 0 if unknown. From /proc it is a multiple of [`TICK_NS`].
+    pub start: Moment,
     /// Boot clock, ns, of its first exec since the agent runs; 0 if none.
     pub exec_ns: u64,
     /// Command name.
@@ -60,8 +61,8 @@ pub struct Seen<'a> {
     pub pid: u32,
     /// Parent, if known.
     pub ppid: Option<u32>,
-    /// Start on the boot clock, ns, if known.
-    pub start_ns: Option<u64>,
+    /// Start, if known.
+    pub start: Option<Moment>,
     /// Real user id.
     pub uid: u32,
     /// Real group id.
@@ -98,22 +99,22 @@ impl ProcessTable {
     ///
     /// # Errors
     /// If the folder cannot be read; a process that cannot is left out.
-    pub fn seed(&mut self, proc: &Path, redactor: &mut Redactor) -> io::Result<usize> {
+    pub fn seed(&mut self, proc: &Path, redactor: &mut Redactor, clock: &Clock) -> io::Result<usize> {
         let mut processes: Vec<ProcProcess> = procfs::pids(proc)?.filter_map(|pid| procfs::read(proc, pid)).collect();
         // Parents first, so that their spans are known.
         processes.sort_by_key(|process| (process.stat.start_ns, process.pid));
         for process in &processes {
-            self.insert_from_proc(process, redactor);
+            self.insert_from_proc(process, redactor, clock);
         }
         Ok(processes.len())
     }
 
     /// Takes in a process as /proc shows it.
-    pub fn insert_from_proc(&mut self, from: &ProcProcess, redactor: &mut Redactor) -> Slot {
+    pub fn insert_from_proc(&mut self, from: &ProcProcess, redactor: &mut Redactor, clock: &Clock) -> Slot {
         let slot = self.get_or_insert(&Seen {
             pid: from.pid,
             ppid: Some(from.stat.ppid),
-            start_ns: Some(from.stat.start_ns),
+            start: Some(clock.moment(from.stat.start_ns)),
             uid: from.uid,
             gid: from.gid,
             comm: &from.stat.comm,
@@ -133,8 +134,10 @@ impl ProcessTable {
             if let Some(ppid) = seen.ppid {
                 entry.ppid = ppid;
             }
-            if let Some(start) = seen.start_ns {
-                entry.start_ns = start;
+            if let Some(start) = seen.start
+                && start.boot != entry.start.boot
+            {
+                entry.start = start;
             }
             (entry.uid, entry.gid) = (seen.uid, seen.gid);
             set_lossy(&mut entry.comm, seen.comm);
@@ -219,8 +222,8 @@ impl ProcessTable {
     fn find(&self, seen: &Seen<'_>) -> Option<Slot> {
         let slot = *self.by_pid.get(&seen.pid)?;
         let entry = self.get(slot);
-        let same = match seen.start_ns {
-            Some(start) if entry.start_ns != 0 => start / TICK_NS == entry.start_ns / TICK_NS,
+        let same = match seen.start {
+            Some(start) if entry.start.boot != 0 => start.boot / TICK_NS == entry.start.boot / TICK_NS,
             _ => !entry.ended,
         };
         same.then_some(slot)
@@ -237,15 +240,15 @@ impl ProcessTable {
             self.entries.push(Process::default());
             (self.entries.len() - 1) as Slot
         });
-        let start = seen.start_ns.unwrap_or(0);
-        let (span, parent_span) = self.place(seen, start);
+        let start = seen.start.unwrap_or_default();
+        let (span, parent_span) = self.place(seen, start.boot);
         self.by_pid.insert(seen.pid, slot);
         let entry = &mut self.entries[slot as usize];
         entry.pid = seen.pid;
         entry.ppid = seen.ppid.unwrap_or(0);
         entry.uid = seen.uid;
         entry.gid = seen.gid;
-        entry.start_ns = start;
+        entry.start = start;
         entry.exec_ns = 0;
         set_lossy(&mut entry.comm, seen.comm);
         entry.executable.clear();
@@ -306,7 +309,8 @@ mod tests {
     use super::*;
 
     fn seen(pid: u32, ppid: u32, start_ns: u64) -> Seen<'static> {
-        Seen { pid, ppid: Some(ppid), start_ns: Some(start_ns), uid: 0, gid: 0, comm: b"x" }
+        let start = Some(Moment { boot: start_ns, unix: start_ns });
+        Seen { pid, ppid: Some(ppid), start, uid: 0, gid: 0, comm: b"x" }
     }
 
     #[test]

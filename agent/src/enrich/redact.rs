@@ -226,9 +226,8 @@ fn is_secret(name: &str) -> bool {
 
 /// `api-key`, `API_KEY` and `apiKey` are each two words.
 fn words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
-    name.split(|b| matches!(b, b'-' | b'_' | b'.')).flat_map(|part| {
-        part.chunk_by(|a, b| !(a.is_ascii_lowercase() && b.is_ascii_uppercase()))
-    })
+    name.split(|b| matches!(b, b'-' | b'_' | b'.'))
+        .flat_map(|part| part.chunk_by(|a, b| !(a.is_ascii_lowercase() && b.is_ascii_uppercase())))
 }
 
 /// Appends bytes as text; what is not UTF-8 becomes U+FFFD.
@@ -270,8 +269,10 @@ mod tests {
             (&["sh", "-c", "cd x; TOKEN=s3cr3t ./run; echo ok"], "sh -c cd x; TOKEN=[REDACTED] ./run; echo ok"),
             (&["env", "DB_PASSWORD=two words", "x"], "env DB_PASSWORD=[REDACTED] x"),
             (&["sh", "-c", "run --token s3cr3t --fast"], "sh -c run --token [REDACTED] --fast"),
-            (&["sh", "-c", "curl -d '{\"password\": \"s3cr3t\", \"a\": 1}'"],
-             "sh -c curl -d '{\"password\": \"[REDACTED]\", \"a\": 1}'"),
+            (
+                &["sh", "-c", "curl -d '{\"password\": \"s3cr3t\", \"a\": 1}'"],
+                "sh -c curl -d '{\"password\": \"[REDACTED]\", \"a\": 1}'",
+            ),
             (&["curl", "http://h/?token=s3cr3t&x=1"], "curl http://h/?token=[REDACTED]&x=1"),
         ] {
             assert_eq!(redacted(arguments), expected, "{arguments:?}");

@@ -51,14 +51,18 @@ impl Console {
 
     fn write(&mut self, block: Block) -> Result<(), ExportError> {
         if block.signal != Signal::Logs {
-            return Ok(block.settle(0));
+            block.settle(0);
+            return Ok(());
         }
         let lines = self
             .render(&block)
             .map_err(|error| ExportError::Output(io::Error::new(io::ErrorKind::InvalidData, error)))?;
         let mut stdout = io::stdout().lock();
         match stdout.write_all(&lines).and_then(|()| stdout.flush()) {
-            Ok(()) => Ok(block.settle(0)),
+            Ok(()) => {
+                block.settle(0);
+                Ok(())
+            }
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ExportError::Closed),
             Err(error) => Err(ExportError::Output(error)),
         }

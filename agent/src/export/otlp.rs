@@ -55,8 +55,8 @@ impl Otlp {
     /// # Errors
     /// [`ExportError::Endpoint`] if the endpoint or a certificate cannot be used.
     pub fn new(settings: &config::Otlp) -> Result<Self, ExportError> {
-        let channel = channel(settings)
-            .map_err(|cause| ExportError::Endpoint { endpoint: settings.endpoint.clone(), cause })?;
+        let channel =
+            channel(settings).map_err(|cause| ExportError::Endpoint { endpoint: settings.endpoint.clone(), cause })?;
         let mut client = Grpc::new(channel).accept_compressed(CompressionEncoding::Gzip);
         if settings.compression == Compression::Gzip {
             client = client.send_compressed(CompressionEncoding::Gzip);
@@ -321,7 +321,10 @@ mod tests {
     fn a_partial_success_says_how_many_were_rejected() {
         use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsPartialSuccess;
         let response = ExportLogsServiceResponse {
-            partial_success: Some(ExportLogsPartialSuccess { rejected_log_records: 3, error_message: "too old".into() }),
+            partial_success: Some(ExportLogsPartialSuccess {
+                rejected_log_records: 3,
+                error_message: "too old".into(),
+            }),
         };
         let expected = Answer { rejected: 3, message: "too old".into() };
         assert_eq!(answer(Signal::Logs, response.encode_to_vec().into()), expected);

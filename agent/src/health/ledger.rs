@@ -173,7 +173,14 @@ mod tests {
     #[test]
     fn what_is_not_settled_is_in_flight() {
         let ledger = Ledger::new("process events");
-        ledger.set_kernel(&KernelLedger { attempted: 100, filtered: 10, rate_limited: 5, ring_full: 1, sent: 84, ..KernelLedger::default() });
+        ledger.set_kernel(&KernelLedger {
+            attempted: 100,
+            filtered: 10,
+            rate_limited: 5,
+            ring_full: 1,
+            sent: 84,
+            ..KernelLedger::default()
+        });
         ledger.malformed(1);
         ledger.queue_dropped(2);
         ledger.export_rejected(3);
@@ -186,7 +193,8 @@ mod tests {
 
     #[test]
     fn the_table_aligns_its_columns() {
-        let text = table(&[Reading { name: "process events".into(), attempted: 12, delivered: 12, ..Reading::default() }]);
+        let text =
+            table(&[Reading { name: "process events".into(), attempted: 12, delivered: 12, ..Reading::default() }]);
         let widths: Vec<usize> = text.lines().map(str::len).collect();
         assert_eq!(widths[0], widths[1], "{text}");
     }

@@ -107,7 +107,8 @@ fn scan(data: &[u8], rooms: &[&'static Descriptor]) -> Result<BTreeMap<&'static 
 }
 
 fn aya_btf(data: &[u8]) -> Result<aya::Btf, String> {
-    aya::Btf::parse(data, aya::Endianness::default()).map_err(|error| format!("failed to read {}: {error}", btf::VMLINUX))
+    aya::Btf::parse(data, aya::Endianness::default())
+        .map_err(|error| format!("failed to read {}: {error}", btf::VMLINUX))
 }
 
 fn constants(settings: &config::Room) -> Settings {

@@ -39,7 +39,12 @@ impl Ring {
             let map = ebpf.take_map(name).ok_or(LoadError::NoMap(name))?;
             map.try_into().map_err(|error| LoadError::Map { name, error })
         }
-        Ok(Self { records: map(ebpf, "RING")?, sleeping: map(ebpf, "SLEEPING")?, ledger: map(ebpf, "LEDGER")?, taken: 0 })
+        Ok(Self {
+            records: map(ebpf, "RING")?,
+            sleeping: map(ebpf, "SLEEPING")?,
+            ledger: map(ebpf, "LEDGER")?,
+            taken: 0,
+        })
     }
 
     /// The oldest record, if there is one; it leaves the ring when `each` returns.

@@ -61,6 +61,14 @@ attributes! {
     FAULTS_MINOR = "leaf.process.faults.minor", "minor_faults";
     /// Page faults that needed I/O.
     FAULTS_MAJOR = "leaf.process.faults.major", "major_faults";
+    /// Address of the end that connects.
+    SOURCE_ADDRESS = "source.address", "src_ip";
+    /// Port of the end that connects.
+    SOURCE_PORT = "source.port", "src_port";
+    /// Address of the end that accepts.
+    DESTINATION_ADDRESS = "destination.address", "dst_ip";
+    /// Port of the end that accepts.
+    DESTINATION_PORT = "destination.port", "dst_port";
 }
 
 /// The field of the envelope for an attribute's key: by the table, else by

@@ -1,7 +1,11 @@
 //! An open batch: records are appended as protobuf, and the resource and scope
 //! are put before them when it is closed, without a copy.
 
-use super::{Signal, resource::{Resource, Scope}, wire};
+use super::{
+    Signal,
+    resource::{Resource, Scope},
+    wire,
+};
 use crate::health::ledger::Ledger;
 use bytes::Bytes;
 use std::{sync::Arc, time::Instant};

@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     enrich::{
         Node,
+        clock::Clock,
         container::CgroupId,
         process::{Seen, Slot, set_lossy, until_nul},
         redact::{Redactor, push_lossy},
@@ -99,7 +100,7 @@ impl ProcessRoom {
 
     fn on_exec(&mut self, exec: &Exec, node: &mut Node, out: &mut Output) {
         self.execs += 1;
-        let slot = node.processes.get_or_insert(&seen(&exec.task));
+        let slot = node.processes.get_or_insert(&seen(&exec.task, &node.clock));
         resolve_cgroup(&exec.task, slot, node);
         let process = node.processes.get_mut(slot);
         if process.exec_ns == 0 {
@@ -117,13 +118,13 @@ impl ProcessRoom {
 
     fn on_fork(&mut self, fork: &Fork, node: &mut Node, out: &mut Output) {
         self.created += 1;
-        let slot = node.processes.fork(&seen(&fork.task));
+        let slot = node.processes.fork(&seen(&fork.task, &node.clock));
         resolve_cgroup(&fork.task, slot, node);
         otel::log("process_fork", &fork.task, node.processes.get(slot), &node.clock, out, |_| {});
     }
 
     fn on_exit(&mut self, exit: &Exit, node: &mut Node, out: &mut Output) {
-        let slot = node.processes.get_or_insert(&seen(&exit.task));
+        let slot = node.processes.get_or_insert(&seen(&exit.task, &node.clock));
         resolve_cgroup(&exit.task, slot, node);
         let process = node.processes.get(slot);
         let end = otel::End::of(exit);
@@ -142,22 +143,24 @@ impl Room for ProcessRoom {
     }
 
     fn begin(&mut self, node: &mut Node) {
-        if let Err(error) = node.processes.seed(Path::new("/proc"), &mut self.redactor) {
-            tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
+        if let Err(error) = node.processes.seed(Path::new("/proc"), &mut self.redactor, &node.clock) {
+            tracing::warn!(
+                "failed to read the running processes from /proc: {error}; they are named as their events come"
+            );
         }
     }
 
     fn poll(&mut self, node: &mut Node, out: &mut Output) {
         let first = self.poller.is_first();
         for change in self.poller.look(Path::new("/proc")) {
-            let now = crate::enrich::clock::Clock::boot_now();
+            let now = Clock::boot_now();
             if first && change.process().is_some_and(|process| node.processes.by_pid(process.pid).is_some()) {
                 continue;
             }
             if let Some(process) = change.process() {
                 // First, so that parents and control groups are known to the event.
                 if !change.is_new() || node.processes.by_pid(process.pid).is_none_or(|known| known.ended) {
-                    node.processes.insert_from_proc(process, &mut self.redactor);
+                    node.processes.insert_from_proc(process, &mut self.redactor, &node.clock);
                 }
             }
             for record in change.records(now) {
@@ -199,11 +202,11 @@ impl Room for ProcessRoom {
     }
 }
 
-fn seen(task: &Task) -> Seen<'_> {
+fn seen<'a>(task: &'a Task, clock: &Clock) -> Seen<'a> {
     Seen {
         pid: task.pid,
         ppid: (task.missing & missing::PARENT == 0).then_some(task.ppid),
-        start_ns: (task.missing & missing::START == 0).then_some(task.start_ns),
+        start: (task.missing & missing::START == 0).then(|| clock.moment(task.start_ns)),
         uid: task.uid,
         gid: task.gid,
         comm: until_nul(&task.comm),

@@ -152,7 +152,7 @@ pub fn log(
     out.log(&event, |attributes| {
         attributes.int(key::PROCESS_PID, i64::from(task.pid));
         attributes.int(key::THREAD_ID, i64::from(task.tid));
-        identity(attributes, process, clock);
+        identity(attributes, process);
         if task.cgroup.id != 0 {
             attributes.int(key::CGROUP_ID, task.cgroup.id as i64);
         }
@@ -164,7 +164,7 @@ pub fn log(
 pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, out: &mut Output) {
     let mut error = String::new();
     let failed = end.error(&mut error);
-    let begin = [process.exec_ns, process.start_ns, task.time_ns].into_iter().find(|ns| *ns != 0);
+    let begin = [process.exec_ns, process.start.boot, task.time_ns].into_iter().find(|ns| *ns != 0);
     let base = process.executable.rsplit('/').next().filter(|base| !base.is_empty());
     let span = Span {
         context: process.span,
@@ -177,21 +177,21 @@ pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, out: &mut 
     };
     out.span(&span, |attributes| {
         attributes.int(key::PROCESS_PID, i64::from(task.pid));
-        identity(attributes, process, clock);
+        identity(attributes, process);
         end.write(attributes);
     });
 }
 
 /// What every signal says of a process, besides its pid.
-fn identity(attributes: &mut Attributes<'_>, process: &Process, clock: &Clock) {
+fn identity(attributes: &mut Attributes<'_>, process: &Process) {
     attributes.int(key::PROCESS_PARENT_PID, i64::from(process.ppid));
     attributes.int(key::PROCESS_USER_ID, i64::from(process.uid));
     attributes.int(key::PROCESS_GROUP_ID, i64::from(process.gid));
     attributes.text(key::PROCESS_COMM, &process.comm);
     attributes.text(key::PROCESS_EXECUTABLE_PATH, &process.executable);
     attributes.text(key::PROCESS_COMMAND_LINE, &process.command_line);
-    if process.start_ns != 0 {
-        attributes.time(key::PROCESS_CREATION_TIME, clock.unix(process.start_ns));
+    if process.start.boot != 0 {
+        attributes.time(key::PROCESS_CREATION_TIME, process.start.unix);
     }
     let Some(cgroup) = &process.cgroup else {
         return;
@@ -206,9 +206,37 @@ fn identity(attributes: &mut Attributes<'_>, process: &Process, clock: &Clock) {
 
 /// Linux signal numbers of x86 and ARM (signal(7)).
 const SIGNALS: [&str; 31] = [
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1", "SIGSEGV",
-    "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP", "SIGTSTP", "SIGTTIN",
-    "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF", "SIGWINCH", "SIGIO", "SIGPWR", "SIGSYS",
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
 ];
 
 fn signal_name(signal: i32) -> Option<&'static str> {

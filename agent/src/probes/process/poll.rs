@@ -195,7 +195,9 @@ impl Change {
     pub fn records(&self, now: u64) -> Vec<Record> {
         match self {
             Change::New(process, executed) => {
-                let fork = Fork { task: task(kind::FORK, process.pid, &process.stat, process.uid, process.gid, process.stat.start_ns) };
+                let fork = Fork {
+                    task: task(kind::FORK, process.pid, &process.stat, process.uid, process.gid, process.stat.start_ns),
+                };
                 let exec = executed.then(|| exec(process, process.stat.start_ns));
                 std::iter::once(Record::Fork(fork)).chain(exec).collect()
             }
