@@ -89,7 +89,6 @@ impl Agent {
         for room in rooms {
             let settings = config.room(room.name);
             let (report, attached) = attach::attach(&kernel, room, &settings);
-            announce(&report, &settings);
             let way = match attached {
                 Some(attached) => {
                     waiter.add(&attached.ring).map_err(|error| StartError::Thread(error.into()))?;
@@ -122,7 +121,15 @@ impl Agent {
             batch: if all_signals { age } else { age.min(CONSOLE_AGE) },
             metrics: all_signals.then_some(config.metrics.interval.0),
         };
-        let drain = Drain::new(running, node(), resource, offer, waiter, periods);
+        let mut node = node();
+        for running in &mut running {
+            running.room.begin(&mut node);
+        }
+        // Said only now: whatever happens from here on is seen, on /proc too.
+        for report in &reports {
+            announce(report, &config.room(report.room));
+        }
+        let drain = Drain::new(running, node, resource, offer, waiter, periods);
         let drain = std::thread::Builder::new()
             .name("leaf-drain".into())
             .spawn(move || drain.run())

@@ -128,9 +128,6 @@ impl Drain {
 
     /// Works until the order to stop; then detaches, and sends all that there is.
     pub fn run(mut self) {
-        for running in &mut self.rooms {
-            running.room.begin(&mut self.node);
-        }
         let mut vain = 0;
         loop {
             let now = Instant::now();

@@ -43,18 +43,18 @@ impl AgentProcess {
     /// # Errors
     /// If there is no such file or it cannot be started.
     pub fn start(args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
-        let binary = binary();
-        ensure!(binary.is_file(), "no agent at {}: run `cargo build --release`, or set AGENT_BIN", binary.display());
+        Self::start_by(&[], args, env)
+    }
+
+    /// The same by another program, which is to replace itself by the command that
+    /// its last arguments are (`setpriv --reuid=65534 …`).
+    ///
+    /// # Errors
+    /// As [`AgentProcess::start`].
+    pub fn start_by(launcher: &[&str], args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let folder = Folder::new("agent")?;
-        let mut command = Command::new(binary);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("OTEL_") || text.starts_with("LEAF_") || text == "RUST_LOG" {
-                command.env_remove(&name);
-            }
-        }
-        command.args(args).envs(env.iter().copied());
-        Ok(Self { daemon: Daemon::start("agent", command, folder.path())?, _folder: folder })
+        let daemon = Daemon::start("agent", command(launcher, args, env)?, folder.path())?;
+        Ok(Self { daemon, _folder: folder })
     }
 
     /// The process id.
@@ -120,7 +120,34 @@ impl AgentProcess {
     }
 }
 
-fn binary() -> PathBuf {
+/// The command that starts the agent, for a test that wires its pipes itself.
+///
+/// # Errors
+/// If there is no agent.
+pub fn command(launcher: &[&str], args: &[&str], env: &[(&str, &str)]) -> Result<Command> {
+    let binary = binary();
+    ensure!(binary.is_file(), "no agent at {}: run `cargo build --release`, or set AGENT_BIN", binary.display());
+    let mut command = match launcher {
+        [] => Command::new(binary),
+        [program, rest @ ..] => {
+            let mut command = Command::new(program);
+            command.args(rest).arg(binary);
+            command
+        }
+    };
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("OTEL_") || text.starts_with("LEAF_") || text == "RUST_LOG" {
+            command.env_remove(&name);
+        }
+    }
+    command.args(args).envs(env.iter().copied());
+    Ok(command)
+}
+
+/// Where the agent is.
+#[must_use]
+pub fn binary() -> PathBuf {
     std::env::var_os("AGENT_BIN").map_or_else(
         || {
             std::env::var_os("CARGO_TARGET_DIR")

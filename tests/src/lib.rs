@@ -11,6 +11,8 @@ pub mod collector;
 pub mod container;
 pub mod daemon;
 pub mod kafka;
+pub mod launch;
+pub mod ledger;
 pub mod otlp;
 pub mod peer;
 pub mod pipeline;

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,7 @@ use leaf_tests::agent::{AgentProcess, Finished};
 use leaf_tests::collector::Collector;
 use leaf_tests::container::{COMMAND, Container};
 use leaf_tests::kafka::{Kafka, Record};
+use leaf_tests::ledger::Line;
 use leaf_tests::pipeline::{PATIENCE, Pipeline};
 use leaf_tests::place::Folder;
 use leaf_tests::skip::{is_root, require};
@@ -21,42 +23,6 @@ use serde_json::{Value, json};
 
 const TOPIC: &str = "system.events.process";
 const STOP: Duration = Duration::from_secs(20);
-
-/// What the table of the ledger says of a kind of record.
-#[derive(Debug, PartialEq, Eq)]
-struct Line {
-    attempted: u64,
-    outcomes: BTreeMap<String, u64>,
-}
-
-impl Line {
-    /// Reads the line of `what` (`process events`) from standard error.
-    fn of(stderr: &str, what: &str) -> Result<Self> {
-        let find = |start: &str| stderr.lines().find(|line| line.starts_with(start));
-        let heading = find("ledger").with_context(|| format!("no ledger in: {stderr}"))?;
-        let line = find(what).with_context(|| format!("no {what:?} in: {stderr}"))?;
-        let (_, names) = heading.split_once('=').context("no columns")?;
-        let (attempted, numbers) = line.split_once('=').context("no columns")?;
-        Ok(Self {
-            attempted: attempted.replace(what, "").trim().parse()?,
-            outcomes: names
-                .split_whitespace()
-                .zip(numbers.split_whitespace())
-                .map(|(name, number)| Ok((name.to_owned(), number.parse()?)))
-                .collect::<Result<_>>()?,
-        })
-    }
-
-    fn outcome(&self, name: &str) -> u64 {
-        self.outcomes.get(name).copied().unwrap_or_else(|| panic!("no {name} in {self:?}"))
-    }
-
-    /// Everything attempted arrived.
-    fn assert_all_delivered(&self) {
-        assert_eq!(self.outcomes.values().sum::<u64>(), self.attempted, "{self:?}");
-        assert_eq!(self.outcome("delivered") + self.outcome("filtered"), self.attempted, "{self:?}");
-    }
-}
 
 /// An envelope's `data`, and the partition it was in.
 type Event = (u32, Value);
@@ -178,11 +144,12 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
 
     let success = Truth::of(Command::new("/bin/true").arg("an argument"), |_| {})?;
     let failure = Truth::of(Command::new("/bin/sh").args(["-c", "exit 3"]), |_| {})?;
-    let killed = Truth::of(Command::new("/bin/sleep").arg("60"), |child| {
-        // Not before its exec is over, or it would be killed as a fork of ours.
-        while fs::read_to_string(format!("/proc/{}/comm", child.id())).is_ok_and(|comm| comm != "sleep\n") {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    let mut cat = Command::new("/bin/cat");
+    let killed = Truth::of(cat.stdin(Stdio::piped()).stdout(Stdio::piped()), |child| {
+        // It answers, so its exec is over: until then a signal would end a fork of ours.
+        let (mut input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        writeln!(input, "there?").expect("written");
+        BufReader::new(output).read_line(&mut String::new()).expect("read");
         child.kill().expect("it lives");
     })?;
     let workload = env!("CARGO_BIN_EXE_workload");
@@ -218,7 +185,7 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
     assert_true(&success, &of(success.pid), &ALL, "/bin/true", "/bin/true an argument");
     assert_true(&failure, &of(failure.pid), &ALL, "/bin/sh", "/bin/sh -c exit 3");
     assert_eq!((failure.code, killed.signal), (Some(3), Some(9)));
-    assert_true(&killed, &of(killed.pid), &ALL, "/bin/sleep", "/bin/sleep 60");
+    assert_true(&killed, &of(killed.pid), &ALL, "/bin/cat", "/bin/cat");
     assert_eq!(of(killed.pid)["process_exit"].1["core_dumped"], false);
     assert!(threads.cpu >= Duration::from_millis(100), "{threads:?}");
     assert_true(&threads, &of(threads.pid), &ALL, workload, &format!("{workload} threads 4 60 9"));

@@ -63,6 +63,8 @@ pub struct Seen<'a> {
     pub ppid: Option<u32>,
     /// Start, if known.
     pub start: Option<Moment>,
+    /// When it was seen: boot clock, ns.
+    pub time_ns: u64,
     /// Real user id.
     pub uid: u32,
     /// Real group id.
@@ -115,6 +117,7 @@ impl ProcessTable {
             pid: from.pid,
             ppid: Some(from.stat.ppid),
             start: Some(clock.moment(from.stat.start_ns)),
+            time_ns: Clock::boot_now(),
             uid: from.uid,
             gid: from.gid,
             comm: &from.stat.comm,
@@ -233,7 +236,7 @@ impl ProcessTable {
         if let Some(&earlier) = self.by_pid.get(&seen.pid) {
             // Its pid is used again, so it has ended, whether we saw it or not.
             self.end(earlier);
-        } else if self.by_pid.len() - self.dead.len() >= MAX_LIVE {
+        } else if self.entries.len() - self.free.len() - self.dead.len() >= MAX_LIVE {
             self.forget_any();
         }
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -241,7 +244,7 @@ impl ProcessTable {
             (self.entries.len() - 1) as Slot
         });
         let start = seen.start.unwrap_or_default();
-        let (span, parent_span) = self.place(seen, start.boot);
+        let (span, parent_span) = self.place(seen);
         self.by_pid.insert(seen.pid, slot);
         let entry = &mut self.entries[slot as usize];
         entry.pid = seen.pid;
@@ -271,7 +274,8 @@ impl ProcessTable {
 
     /// A process belongs to its parent's trace. The children of init and of
     /// the kernel begin traces of their own, or everything would be one.
-    fn place(&self, seen: &Seen<'_>, start: u64) -> (SpanContext, u64) {
+    fn place(&self, seen: &Seen<'_>) -> (SpanContext, u64) {
+        let start = seen.start.map_or(seen.time_ns, |start| start.boot);
         let id = mix(self.seed ^ mix(u64::from(seen.pid) ^ mix(start / TICK_NS)));
         let span_id = id | 1;
         let parent = seen.ppid.filter(|ppid| *ppid > 2).and_then(|ppid| self.by_pid(ppid));
@@ -310,7 +314,7 @@ mod tests {
 
     fn seen(pid: u32, ppid: u32, start_ns: u64) -> Seen<'static> {
         let start = Some(Moment { boot: start_ns, unix: start_ns });
-        Seen { pid, ppid: Some(ppid), start, uid: 0, gid: 0, comm: b"x" }
+        Seen { pid, ppid: Some(ppid), start, time_ns: start_ns, uid: 0, gid: 0, comm: b"x" }
     }
 
     #[test]

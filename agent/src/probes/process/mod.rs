@@ -207,6 +207,7 @@ fn seen<'a>(task: &'a Task, clock: &Clock) -> Seen<'a> {
         pid: task.pid,
         ppid: (task.missing & missing::PARENT == 0).then_some(task.ppid),
         start: (task.missing & missing::START == 0).then(|| clock.moment(task.start_ns)),
+        time_ns: task.time_ns,
         uid: task.uid,
         gid: task.gid,
         comm: until_nul(&task.comm),
@@ -250,4 +251,83 @@ fn set_executable(text: &mut String, pid: u32, filename: &[u8]) {
         return;
     }
     set_lossy(text, filename);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        enrich::{container::Cgroups, process::ProcessTable},
+        health::ledger::Ledger,
+        otlp::{
+            Signal,
+            batch::Batch,
+            resource::{Resource, Scope},
+        },
+    };
+    use agent_common::process::{CgroupMade, kind};
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use proptest::prelude::*;
+    use prost::Message as _;
+    use std::time::{Duration, Instant};
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
+    fn parts() -> (ProcessRoom, Node, Output) {
+        let scope = Scope { name: "leaf.process".into(), stream: "process", source: "test" };
+        let batch =
+            |signal| Some(Batch::new(signal, &Resource::default(), &scope, 1 << 20, Arc::new(Ledger::new("test"))));
+        let node = Node { clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
+        let mut out = Output::new(batch(Signal::Logs), batch(Signal::Traces));
+        out.at(Instant::now(), 1);
+        (ProcessRoom::new(&Config::default()), node, out)
+    }
+
+    /// What the log batch holds, read by prost.
+    fn names(out: &mut Output) -> Vec<String> {
+        let mut names = Vec::new();
+        out.take_due(Duration::ZERO, |block| {
+            if block.signal == Signal::Logs {
+                let request = ExportLogsServiceRequest::decode(block.bytes.clone()).expect("OTLP");
+                let scopes = request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
+                names.extend(scopes.flat_map(|scope| scope.log_records).map(|record| record.event_name));
+            }
+        });
+        names
+    }
+
+    proptest! {
+        #[test]
+        fn random_records_become_events_or_nothing_and_never_a_panic(
+            records in prop::collection::vec((0u32..6, 0usize..4, any::<u64>()), 1..20),
+        ) {
+            let (mut room, mut node, mut out) = parts();
+            let mut expected = Vec::new();
+            for (kind, cut, seed) in records {
+                let size = match kind {
+                    kind::EXEC => size_of::<Exec>(),
+                    kind::FORK => size_of::<Fork>(),
+                    kind::EXIT => size_of::<Exit>(),
+                    kind::CGROUP_MADE => size_of::<CgroupMade>(),
+                    _ => 64,
+                };
+                // A pid that nobody has, so that no lookup finds a stranger; other bytes are noise.
+                let mut words: Vec<u64> = (0..size as u64 / 8).map(|i| seed.wrapping_mul(i | 1).rotate_left(7)).collect();
+                words[0] = u64::from(kind);
+                if (kind::EXEC..=kind::EXIT).contains(&kind) {
+                    let mut task = Task::new_zeroed();
+                    task.kind = kind;
+                    (task.pid, task.tid, task.time_ns) = (u32::MAX - (seed % 3) as u32, 1, seed >> 8);
+                    let len = task.as_bytes().len();
+                    words.as_mut_bytes()[..len].copy_from_slice(task.as_bytes());
+                }
+                let bytes = &words.as_bytes()[..size - cut];
+                match room.record(bytes, &mut node, &mut out) {
+                    Ok(()) if kind != kind::CGROUP_MADE => expected.push(["", "process_exec", "process_fork", "process_exit"][kind as usize]),
+                    Ok(()) => {}
+                    Err(_) => prop_assert!(cut > 0 || kind == 0 || kind > 4 || kind == kind::EXEC || kind == kind::CGROUP_MADE),
+                }
+            }
+            prop_assert_eq!(names(&mut out), expected);
+        }
+    }
 }

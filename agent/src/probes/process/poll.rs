@@ -15,7 +15,7 @@ use agent_common::{
     process::{CMDLINE_LEN, Exec, Exit, FILENAME_LEN, Fork, Task, kind, missing},
 };
 use rustc_hash::{FxBuildHasher, FxHashMap};
-use std::{hash::BuildHasher as _, path::Path};
+use std::{hash::BuildHasher as _, path::Path, time::Duration};
 use zerocopy::FromZeros as _;
 
 use super::decode::Event;
@@ -119,7 +119,7 @@ impl Poller {
                     known.looked = look;
                     // A thread may rename itself too, and kernel threads do: a new program has new arguments.
                     if renamed
-                        && let Some(process) = procfs::read(proc, pid)
+                        && let Some(process) = read(proc, pid)
                         && known.arguments != hash(&process.cmdline)
                     {
                         known.arguments = hash(&process.cmdline);
@@ -130,7 +130,7 @@ impl Poller {
                     if let Some(earlier) = earlier {
                         gone.push(Change::Gone(pid, earlier.stat.clone(), earlier.uid, earlier.gid));
                     }
-                    let Some(process) = procfs::read(proc, pid) else {
+                    let Some(process) = read(proc, pid) else {
                         continue;
                     };
                     let known = Known {
@@ -241,6 +241,18 @@ fn exec(process: &ProcProcess, time_ns: u64) -> Record {
     exec.filename_len = copy(&process.exe, &mut exec.filename[..FILENAME_LEN - 1]);
     exec.cmdline_len = copy(&process.cmdline, &mut exec.cmdline[..CMDLINE_LEN]);
     Record::Exec(exec)
+}
+
+/// Reads a process. In the middle of an exec it has its new name and no
+/// arguments yet; then it is read once more. Kernel threads never have any.
+fn read(proc: &Path, pid: u32) -> Option<ProcProcess> {
+    const KTHREADD: u32 = 2;
+    let process = procfs::read(proc, pid)?;
+    if process.cmdline.is_empty() && process.stat.state != b'Z' && pid != KTHREADD && process.stat.ppid != KTHREADD {
+        std::thread::sleep(Duration::from_millis(1));
+        return procfs::read(proc, pid);
+    }
+    Some(process)
 }
 
 fn hash(bytes: &[u8]) -> u64 {
