@@ -1,13 +1,13 @@
 //! A real container, run by `runc` from a root file system with one program in it.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use crate::compile;
 use crate::place::{self, Folder};
 use crate::skip::{has_program, is_root};
 
@@ -87,7 +87,7 @@ impl Container {
         for folder in ["proc", "dev", "sys"] {
             fs::create_dir_all(rootfs.join(folder))?;
         }
-        fs::copy(program()?, rootfs.join(COMMAND)).context("failed to copy the program")?;
+        fs::copy(compile::program(COMMAND, PROGRAM)?, rootfs.join(COMMAND)).context("failed to copy the program")?;
         fs::write(bundle.path().join("config.json"), self.config().to_string())?;
 
         let (state, pid) = (bundle.path().join("state"), bundle.path().join("pid"));
@@ -172,37 +172,6 @@ fn runc(state: &Path) -> Result<Command> {
     let mut runc = Command::new(place::program("runc").context(Container::NEEDS)?);
     runc.arg("--root").arg(state);
     Ok(runc)
-}
-
-/// The program, linked statically, since the container has no libraries. Built once
-/// for each version of its source.
-fn program() -> Result<PathBuf> {
-    let mut hasher = DefaultHasher::new();
-    PROGRAM.hash(&mut hasher);
-    let path = place::tool("container").join(format!("{COMMAND}-{:016x}", hasher.finish()));
-    if path.is_file() {
-        return Ok(path);
-    }
-    let folder = Folder::new("worker")?;
-    let (source, built) = (folder.path().join("worker.rs"), folder.path().join(COMMAND));
-    fs::write(&source, PROGRAM)?;
-    let output = Command::new("rustc")
-        .args(["--edition", "2024", "-O", "-C", "strip=symbols", "-C", "target-feature=+crt-static"])
-        .arg("-o")
-        .args([&built, &source])
-        .output()
-        .context("failed to start rustc")?;
-    ensure!(
-        output.status.success(),
-        "failed to build the container's program: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    fs::create_dir_all(place::tool("container"))?;
-    // Copied next to its place and renamed: two tests may do this at the same time.
-    let copy = path.with_extension(std::process::id().to_string());
-    fs::copy(&built, &copy)?;
-    fs::rename(&copy, &path)?;
-    Ok(path)
 }
 
 #[cfg(test)]

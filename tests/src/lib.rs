@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod collector;
+pub mod compile;
 pub mod container;
 pub mod daemon;
 pub mod kafka;

@@ -13,6 +13,7 @@ use leaf_tests::ledger::Line;
 use leaf_tests::place::{self, Folder};
 use leaf_tests::skip::{is_root, require};
 use leaf_tests::workload::Truth;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -100,8 +101,7 @@ fn an_ordinary_user_sees_processes_through_proc_and_is_told_why() -> Result<()> 
     }
     let lived = Truth::of(Command::new("/bin/sleep").arg("0.5"), |_| {})?;
     std::thread::sleep(Duration::from_millis(300));
-    let agent = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(agent, rustix::process::Signal::TERM)?;
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
     let mut stdout = String::new();
     child.stdout.take().context("piped")?.read_to_string(&mut stdout)?;
     assert!(child.wait()?.success());
@@ -255,12 +255,15 @@ fn storm(count: u32) -> Result<()> {
 }
 
 #[test]
-fn a_ring_that_is_too_small_loses_events_and_counts_each() -> Result<()> {
+fn a_ring_that_is_full_loses_events_and_counts_each() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let agent = watching(&[], &[("LEAF_ROOMS_PROCESS_RING_BYTES", "4096")])?;
+    let mut agent = watching(&[], &[("LEAF_ROOMS_PROCESS_RING_BYTES", "65536")])?;
+    // As if it had no CPU for a while.
+    agent.signal(Signal::STOP)?;
     storm(500)?;
+    agent.signal(Signal::CONT)?;
     let finished = agent.terminate(PATIENCE)?;
     let line = Line::of(&finished.stderr, "process events")?;
     assert!(line.attempted >= 1500 && line.outcome("ring_full") > 0, "{line:?}");

@@ -1,10 +1,11 @@
 //! A program that tests run to see it observed: `workload threads N MS CODE`
 //! keeps N threads busy for so many milliseconds, and one of them, not the first,
-//! ends the process with the code.
+//! ends the process with the code; `workload storm N PROGRAM` starts a program N
+//! times as fast as it can, one after the other, and prints the nanoseconds it took.
 #![forbid(unsafe_code)]
 
 use std::hint::black_box;
-use std::process::exit;
+use std::process::{Command, exit};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,18 @@ fn main() {
             // The first thread waits for ever: the process ends by another.
             drop(last.map(thread::JoinHandle::join));
         }
+        (Some("storm"), Some(count), ..) if arguments.len() == 3 => {
+            let start = Instant::now();
+            for _ in 0..count {
+                // The standard library calls posix_spawn.
+                if !Command::new(&arguments[2]).status().is_ok_and(|status| status.success()) {
+                    exit(1);
+                }
+            }
+            println!("{}", start.elapsed().as_nanos());
+        }
         _ => {
-            eprintln!("usage: workload threads COUNT MILLISECONDS CODE");
+            eprintln!("usage: workload threads COUNT MILLISECONDS CODE\n       workload storm COUNT PROGRAM");
             exit(2);
         }
     }
