@@ -10,7 +10,10 @@ use super::{
     procfs::{self, ProcProcess, TICK_NS},
     redact::{Redactor, push_lossy},
 };
-use crate::otlp::SpanContext;
+use crate::otlp::{
+    SpanContext,
+    time::{Iso8601, iso8601},
+};
 use agent_common::COMM_LEN;
 use rustc_hash::FxHashMap;
 use std::{collections::VecDeque, io, path::Path, sync::Arc};
@@ -36,6 +39,8 @@ pub struct Process {
     pub gid: u32,
     /// All 0 if unknown. From /proc it is a multiple of [`TICK_NS`].
     pub start: Moment,
+    /// Its start as text, since every record says it.
+    pub created: Iso8601,
     /// Boot clock, ns, of its first exec since the agent runs; 0 if none.
     pub exec_ns: u64,
     /// Command name.
@@ -141,6 +146,7 @@ impl ProcessTable {
                 && start.boot != entry.start.boot
             {
                 entry.start = start;
+                entry.created = iso8601(start.unix);
             }
             (entry.uid, entry.gid) = (seen.uid, seen.gid);
             set_lossy(&mut entry.comm, seen.comm);
@@ -252,6 +258,7 @@ impl ProcessTable {
         entry.uid = seen.uid;
         entry.gid = seen.gid;
         entry.start = start;
+        entry.created = iso8601(start.unix);
         entry.exec_ns = 0;
         set_lossy(&mut entry.comm, seen.comm);
         entry.executable.clear();

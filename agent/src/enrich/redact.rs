@@ -24,7 +24,7 @@ pub struct Redactor {
     mode: CommandLine,
     max_len: usize,
     patterns: Vec<Regex>,
-    /// The argument at hand as text; kept to reuse its memory.
+    /// An argument that is not UTF-8, made so; kept to reuse its memory.
     argument: String,
 }
 
@@ -69,7 +69,8 @@ impl Redactor {
                 let name = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
                 push_lossy(out, name);
             }
-            CommandLine::Full => {
+            CommandLine::Redacted if may_hold_secret(trimmed) => self.write_redacted(trimmed, out),
+            CommandLine::Redacted | CommandLine::Full => {
                 for (i, argument) in trimmed.split(|&b| b == 0).enumerate() {
                     if i > 0 {
                         out.push(' ');
@@ -77,7 +78,6 @@ impl Redactor {
                     push_lossy(out, argument);
                 }
             }
-            CommandLine::Redacted => self.write_redacted(trimmed, out),
         }
         for pattern in &self.patterns {
             if pattern.is_match(&out[start..]) {
@@ -101,9 +101,14 @@ impl Redactor {
             if i > 0 {
                 out.push(' ');
             }
-            self.argument.clear();
-            push_lossy(&mut self.argument, argument);
-            let text = self.argument.as_str();
+            let text = match std::str::from_utf8(argument) {
+                Ok(text) => text,
+                Err(_) => {
+                    self.argument.clear();
+                    push_lossy(&mut self.argument, argument);
+                    self.argument.as_str()
+                }
+            };
             expect = match expect {
                 Expect::SecretValue if !text.starts_with('-') => {
                     out.push_str(REDACTED);
@@ -136,7 +141,10 @@ fn write_argument(text: &str, out: &mut String) -> Expect {
             continue;
         }
         let begins = rest.len() == text.len();
-        let (name, after) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
+        let ascii = rest.bytes().position(|b| !IS_NAME[b as usize]).unwrap_or(rest.len());
+        // Only past ASCII is a character more than a byte.
+        let end = ascii + rest[ascii..].find(|c| !is_name(c)).unwrap_or(rest.len() - ascii);
+        let (name, after) = rest.split_at(end);
         out.push_str(name);
         rest = after;
         if let Some(authority) = after.strip_prefix("://") {
@@ -210,19 +218,75 @@ fn write_authority<'a>(scheme: &str, text: &'a str, out: &mut String) -> &'a str
 }
 
 fn is_name(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
+    u8::try_from(c)
+        .map_or_else(|_| c.is_alphanumeric(), |b| if b.is_ascii() { IS_NAME[b as usize] } else { c.is_alphanumeric() })
 }
+
+/// ASCII bytes that a name is made of.
+const IS_NAME: [bool; 256] = {
+    let mut is_name = [false; 256];
+    let mut b = 0;
+    while b < 128 {
+        is_name[b] = (b as u8).is_ascii_alphanumeric() || matches!(b as u8, b'_' | b'-' | b'.');
+        b += 1;
+    }
+    is_name
+};
 
 /// Whether a flag's, variable's or header's name says that its value is a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.trim_start_matches('-').as_bytes();
-    if HARMLESS.iter().any(|harmless| name.eq_ignore_ascii_case(harmless.as_bytes())) {
-        return false;
-    }
-    let contains = |part: &str| name.windows(part.len()).any(|w| w.eq_ignore_ascii_case(part.as_bytes()));
-    SECRET_PARTS.iter().any(|part| contains(part))
-        || words(name).any(|word| SECRET_WORDS.iter().any(|secret| word.eq_ignore_ascii_case(secret.as_bytes())))
+    let is = |secrets: &[&str], text: &[u8]| secrets.iter().any(|secret| text.eq_ignore_ascii_case(secret.as_bytes()));
+    let (part, word) = secret_words_in(name);
+    (part || (word && words(name).any(|word| is(SECRET_WORDS, word)))) && !is(HARMLESS, name)
 }
+
+/// Whether anything in a command line could be a secret: if not, which is
+/// almost always, it need not be taken apart.
+fn may_hold_secret(arguments: &[u8]) -> bool {
+    let (part, word) = secret_words_in(arguments);
+    part || word
+        || arguments.iter().enumerate().any(|(at, &b)| b == b':' && arguments[at..].starts_with(b"://"))
+        || arguments
+            .split(|&b| b == 0)
+            .filter(|argument| argument.first() == Some(&b'-'))
+            .any(|argument| USER_FLAGS.iter().any(|flag| flag.as_bytes() == argument))
+}
+
+/// Whether one of [`SECRET_PARTS`] and one of [`SECRET_WORDS`] is in the text.
+fn secret_words_in(text: &[u8]) -> (bool, bool) {
+    let (mut part, mut word) = (false, false);
+    for (at, pair) in text.windows(2).enumerate() {
+        if BEGINNINGS[usize::from(pair[0] & LETTER)] >> (pair[1] & LETTER) & 1 == 1 {
+            let begins = |secret: &&str| {
+                text[at..].get(..secret.len()).is_some_and(|text| text.eq_ignore_ascii_case(secret.as_bytes()))
+            };
+            part |= SECRET_PARTS.iter().any(begins);
+            word |= SECRET_WORDS.iter().any(begins);
+        }
+    }
+    (part, word)
+}
+
+/// The bits of an ASCII letter that do not depend on its case.
+const LETTER: u8 = 0x1f;
+
+/// For each first letter of the secret words, the second letters as bits.
+const BEGINNINGS: [u32; 32] = {
+    let mut bits = [0; 32];
+    let lists = [SECRET_PARTS, SECRET_WORDS];
+    let mut list = 0;
+    while list < lists.len() {
+        let mut i = 0;
+        while i < lists[list].len() {
+            let word = lists[list][i].as_bytes();
+            bits[(word[0] & LETTER) as usize] |= 1 << (word[1] & LETTER);
+            i += 1;
+        }
+        list += 1;
+    }
+    bits
+};
 
 /// `api-key`, `API_KEY` and `apiKey` are each two words.
 fn words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -232,6 +296,9 @@ fn words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Appends bytes as text; what is not UTF-8 becomes U+FFFD.
 pub fn push_lossy(out: &mut String, bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return out.push_str(text);
+    }
     for chunk in bytes.utf8_chunks() {
         out.push_str(chunk.valid());
         if !chunk.invalid().is_empty() {

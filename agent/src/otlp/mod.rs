@@ -39,8 +39,40 @@ pub enum Value<'a> {
 }
 
 /// Appends a `KeyValue` as field `field` of the message that is being written.
-#[inline]
+///
+/// Inlined into each place that names its attribute, where the key is a
+/// constant: most are so short that every length is one byte.
+#[inline(always)]
 pub fn key_value(out: &mut Vec<u8>, field: u32, key: &str, value: Value<'_>) {
+    /// A length below this is a varint of one byte.
+    const ONE_BYTE: usize = 128;
+    /// Bytes around key and text: tag and length of pair, key, value and text.
+    const AROUND: usize = 6;
+    match value {
+        Value::Text(text) if key.len() + text.len() + AROUND < ONE_BYTE && field < 16 => {
+            let tag = (field << 3) as u8 | 2;
+            let pair = (key.len() + text.len() + AROUND) as u8;
+            out.reserve(usize::from(pair) + 2);
+            out.extend_from_slice(&[tag, pair, 0x0a, key.len() as u8]);
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(&[0x12, text.len() as u8 + 2, 0x0a, text.len() as u8]);
+            out.extend_from_slice(text.as_bytes());
+        }
+        Value::Int(int) if key.len() + 16 < ONE_BYTE && field < 16 => {
+            let tag = (field << 3) as u8 | 2;
+            let len = wire::varint_len(int as u64);
+            out.reserve(key.len() + 20);
+            out.extend_from_slice(&[tag, (key.len() + len + 5) as u8, 0x0a, key.len() as u8]);
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(&[0x12, len as u8 + 1, 0x18]);
+            wire::varint(out, int as u64);
+        }
+        _ => long_key_value(out, field, key, value),
+    }
+}
+
+/// The same for any length.
+fn long_key_value(out: &mut Vec<u8>, field: u32, key: &str, value: Value<'_>) {
     let value_len = match value {
         Value::Text(text) => 1 + wire::varint_len(text.len() as u64) + text.len(),
         Value::Int(int) => 1 + wire::varint_len(int as u64),
@@ -65,7 +97,7 @@ pub struct Attributes<'a> {
 
 impl Attributes<'_> {
     /// Text; an empty one says nothing and is left out.
-    #[inline]
+    #[inline(always)]
     pub fn text(&mut self, attribute: Attribute, value: &str) {
         if !value.is_empty() {
             key_value(self.out, self.field, attribute.key, Value::Text(value));
@@ -73,15 +105,9 @@ impl Attributes<'_> {
     }
 
     /// An integer.
-    #[inline]
+    #[inline(always)]
     pub fn int(&mut self, attribute: Attribute, value: i64) {
         key_value(self.out, self.field, attribute.key, Value::Int(value));
-    }
-
-    /// Unix ns as ISO 8601.
-    #[inline]
-    pub fn time(&mut self, attribute: Attribute, unix_ns: u64) {
-        self.text(attribute, time::iso8601(unix_ns).as_str());
     }
 
     /// A bool.

@@ -1,7 +1,7 @@
 //! Time as text.
 
 /// A time as text, without an allocation.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Iso8601([u8; 30]);
 
 impl Iso8601 {

@@ -83,6 +83,14 @@ pub fn run(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Command lines as nodes see them: one in four has secrets to find.
+const COMMAND_LINES: [&[u8]; 4] = [
+    b"curl\0-sS\0--retry\x003\0-H\0Authorization: Bearer abcdef\0https://user:secret@example.org/a/b/c?d=e\0",
+    b"/bin/sh\0-c\0test -f /run/ready && exec /usr/bin/env LANG=C sort -u /var/lib/app/list\0",
+    b"grep\0-q\0^healthy$\0/run/status\0",
+    b"/usr/lib/jvm/bin/java\0-Xmx512m\0-XX:+UseG1GC\0-cp\0/opt/app/lib/*\0org.example.Main\0--port\x008080\0",
+];
+
 /// The three records of a process, as the kernel side writes them.
 struct Records {
     fork: Fork,
@@ -123,6 +131,9 @@ impl Records {
             task.start_ns = u64::from(index) * TICK;
             task.time_ns = task.start_ns + 1000;
         }
+        let cmdline = COMMAND_LINES[index as usize % COMMAND_LINES.len()];
+        self.exec.cmdline[..cmdline.len()].copy_from_slice(cmdline);
+        self.exec.cmdline_len = cmdline.len() as u32;
         [self.fork.as_bytes(), self.exec.as_bytes(), self.exit.as_bytes()]
     }
 }

@@ -191,7 +191,7 @@ fn identity(attributes: &mut Attributes<'_>, process: &Process) {
     attributes.text(key::PROCESS_EXECUTABLE_PATH, &process.executable);
     attributes.text(key::PROCESS_COMMAND_LINE, &process.command_line);
     if process.start.boot != 0 {
-        attributes.time(key::PROCESS_CREATION_TIME, process.start.unix);
+        attributes.text(key::PROCESS_CREATION_TIME, process.created.as_str());
     }
     let Some(cgroup) = &process.cgroup else {
         return;
