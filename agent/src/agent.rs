@@ -10,6 +10,7 @@ use crate::{
         attach::{self, Refusal, RoomReport},
         load::Kernel,
         ring::{Stop, Waiter},
+        support,
     },
     otlp::{
         Signal,
@@ -128,6 +129,11 @@ impl Agent {
         // Said only now: whatever happens from here on is seen, on /proc too.
         for report in &reports {
             announce(report, &config.room(report.room));
+        }
+        if !support::in_host_pid_namespace() {
+            tracing::warn!(
+                "this pid namespace is not the host's: /proc does not know the processes of events; in Kubernetes set hostPID: true"
+            );
         }
         let drain = Drain::new(running, node, resource, offer, waiter, periods);
         let drain = std::thread::Builder::new()

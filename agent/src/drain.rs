@@ -211,6 +211,7 @@ impl Drain {
                 running.read_kernel();
                 let mut counters = running.room.counters();
                 counters.push(events_counter(&running.ledgers.events.read()));
+                counters.extend(running.notes_lost().map(notes_counter));
                 let (bytes, points) = metrics::encode(&self.resource, &running.scope, counters, self.started, now);
                 running.ledgers.points.attempted(points);
                 Block::new(Signal::Metrics, bytes.into(), points, Arc::clone(&running.ledgers.points))
@@ -284,6 +285,14 @@ impl Running {
         }
     }
 
+    /// Records that are no events and found no space in the ring.
+    fn notes_lost(&self) -> Option<u64> {
+        match &self.way {
+            Way::Ring(attached) => Some(attached.ring.ledger().notes_lost),
+            Way::Procfs { .. } => None,
+        }
+    }
+
     fn read_kernel(&mut self) {
         if let Way::Ring(attached) = &self.way {
             self.ledgers.events.set_kernel(&attached.ring.ledger());
@@ -299,5 +308,14 @@ fn events_counter(events: &Reading) -> Counter {
         unit: "{event}",
         description: "Events that the room has seen, by what became of them",
         series: outcomes.map(|(outcome, events)| (vec![("leaf.outcome", outcome.to_owned())], events)).collect(),
+    }
+}
+
+fn notes_counter(lost: u64) -> Counter {
+    Counter {
+        name: "leaf.notes.lost",
+        unit: "{record}",
+        description: "Records that are no events, as the path of a new control group, and found no space in the ring",
+        series: vec![(Vec::new(), lost)],
     }
 }

@@ -32,6 +32,7 @@ struct Report {
     kernel: String,
     architecture: &'static str,
     uid: u32,
+    host_pid_namespace: bool,
     capabilities: BTreeMap<&'static str, bool>,
     btf: Found,
     mounts: Vec<Mount>,
@@ -64,6 +65,8 @@ const MOUNTS: [(&str, &str); 5] = [
     ("cgroup", "control groups v1"),
 ];
 
+const OTHER_PIDS: &str = "another than the host's: /proc does not know the processes of events (hostPID: true)";
+
 /// Runs the command.
 pub fn execute(args: &Args) -> Result<(), Refused> {
     let config = args.file.read(Vec::new())?.config;
@@ -85,6 +88,7 @@ fn examine(config: &Config) -> Report {
         kernel: support::release(),
         architecture: std::env::consts::ARCH,
         uid: rustix::process::geteuid().as_raw(),
+        host_pid_namespace: support::in_host_pid_namespace(),
         capabilities: CAPABILITIES.iter().map(|(name, _)| (*name, capabilities.has(name))).collect(),
         btf: Found { found: kernel.btf.is_ok(), cause: kernel.btf.err() },
         mounts: MOUNTS.iter().map(|&(kind, purpose)| Mount { kind, paths: support::mounts(kind), purpose }).collect(),
@@ -101,6 +105,7 @@ fn text(report: &Report) -> String {
     line("agent", report.agent);
     line("kernel", &format!("{} {}", report.kernel, report.architecture));
     line("user", &if report.uid == 0 { "root".to_owned() } else { format!("uid {}", report.uid) });
+    line("pid namespace", if report.host_pid_namespace { "the host's" } else { OTHER_PIDS });
     line("BTF", report.btf.cause.as_deref().unwrap_or("yes"));
     for (name, has) in &report.capabilities {
         line(name, yes_no(*has));

@@ -73,9 +73,9 @@ struct File {
 
 impl File {
     fn read(&self, flags: Vec<Flag>) -> Result<Loaded, Refused> {
-        // A variable that is not UTF-8 cannot be one of ours.
-        let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        // The names of our variables are ASCII; a value of theirs that is not UTF-8 is refused where it is used.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
         Loaded::read(self.config.as_deref(), environment, flags).map_err(|problems| {
             let count = problems.len();
             let heading = if count == 1 { String::new() } else { format!("{count} problems in the configuration\n") };

@@ -242,6 +242,7 @@ fn pod_uid(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -342,5 +343,14 @@ mod tests {
                       cgroup /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct 0 0\n";
         let found = hierarchies(mounts, "5:cpu,cpuacct:/\n4:memory:/x\n0::/\n");
         assert_eq!(found, [("/sys/fs/cgroup/unified", 0), ("/sys/fs/cgroup/memory", 4)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_path_or_a_list_of_hierarchies(text in "[a-f0-9/:._a-z\\PC\n -]{0,200}") {
+            let _ = Cgroup::from_path(&text);
+            let _ = Cgroups::of_process(&text);
+            let _ = hierarchies(&text, &text);
+        }
     }
 }

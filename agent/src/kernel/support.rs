@@ -75,6 +75,15 @@ fn field_offset(format: &str, field: &str) -> Option<u32> {
     })
 }
 
+/// Whether this process sees the pids that the kernel's records hold. In a pid
+/// namespace of its own it does not: /proc then speaks of other processes.
+#[must_use]
+pub fn in_host_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO`, include/linux/proc_ns.h
+    const HOST: &str = "pid:[4026531836]";
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == HOST)
+}
+
 /// The kernel's release, `6.1.0-18-amd64`.
 #[must_use]
 pub fn release() -> String {
