@@ -106,7 +106,6 @@ impl Otlp {
         let timeout = self.settings.timeout.0;
         let mut request = Request::new(block.bytes.clone());
         *request.metadata_mut() = self.metadata.clone();
-        request.set_timeout(timeout);
         let call = async {
             let ready = self.client.ready().await;
             ready.map_err(|error| Status::from_error(Box::new(error)))?;

@@ -1,11 +1,12 @@
 //! Finds where the running kernel keeps the struct members a room reads: one
 //! pass over its BTF serves all rooms.
 //!
-//! Format: Documentation/bpf/btf.rst. Kernel 7.1 widens `vlen` and `kind`
-//! within the same 32 bits; the bits it takes were zero before.
+//! Format: Documentation/bpf/btf.rst. Kernel 7.2 widens `vlen` to 24 bits and
+//! `kind` to 7 (commit f7a6b9eaff3e); the bits they take were zero before. The
+//! section of type sizes that 7.1 adds (`btf_layout`) is not read.
 
 use agent_common::{ABSENT, Source};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Where the kernel shows its own BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -27,7 +28,7 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
-/// Typedefs, qualifiers and anonymous structs nest a few levels; more is a loop.
+/// Typedefs and qualifiers nest a few levels; more is a loop.
 const MAX_DEPTH: u32 = 16;
 
 /// Why BTF bytes could not be read.
@@ -98,6 +99,9 @@ impl<'a> Btf<'a> {
             }
             at = ty.rest + rest_len(&ty)?;
         }
+        if at > btf.types.len() {
+            return Err(BtfError::Truncated(at));
+        }
         Ok(btf)
     }
 
@@ -121,34 +125,38 @@ impl<'a> Btf<'a> {
         };
         let (mut id, mut bits) = (id, 0);
         for name in path.split('.') {
-            let Some((member, offset)) = self.member(id, name.as_bytes(), 0)? else {
+            let Some((member, offset)) = self.member(id, name.as_bytes())? else {
                 return Ok(None);
             };
             id = member;
             bits += offset;
         }
-        Ok(Some(bits / 8))
+        Ok(u32::try_from(bits / 8).ok())
     }
 
     /// Type and bit offset of a member, also one inside an anonymous struct or union.
-    fn member(&self, id: u32, name: &[u8], depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
-        let ty = self.resolved(id)?;
-        if depth > MAX_DEPTH || !matches!(ty.kind, KIND_STRUCT | KIND_UNION) {
-            return Ok(None);
-        }
-        for i in 0..ty.vlen as usize {
-            let at = ty.rest + i * 12;
-            let (member_name, member_type) = (word(self.types, at)?, word(self.types, at + 4)?);
-            let mut bits = word(self.types, at + 8)?;
-            if ty.kind_flag {
-                bits &= 0x00ff_ffff;
+    fn member(&self, id: u32, name: &[u8]) -> Result<Option<(u32, u64)>, BtfError> {
+        // Each type is entered once: bytes that nest it in itself come to an end, too.
+        let mut entered = FxHashSet::default();
+        let mut open = vec![(id, 0)];
+        while let Some((id, start)) = open.pop() {
+            let ty = self.resolved(id)?;
+            if !matches!(ty.kind, KIND_STRUCT | KIND_UNION) || !entered.insert(ty.rest) {
+                continue;
             }
-            if member_name == 0 {
-                if let Some((found, inner)) = self.member(member_type, name, depth + 1)? {
-                    return Ok(Some((found, bits + inner)));
+            for i in 0..ty.vlen as usize {
+                let at = ty.rest + i * 12;
+                let (member_name, member_type) = (word(self.types, at)?, word(self.types, at + 4)?);
+                let mut bits = word(self.types, at + 8)?;
+                if ty.kind_flag {
+                    bits &= 0x00ff_ffff;
                 }
-            } else if self.string(member_name)? == name {
-                return Ok(Some((member_type, bits)));
+                let bits = start + u64::from(bits);
+                if member_name == 0 {
+                    open.push((member_type, bits));
+                } else if self.string(member_name)? == name {
+                    return Ok(Some((member_type, bits)));
+                }
             }
         }
         Ok(None)

@@ -114,7 +114,8 @@ fn aya_btf(data: &[u8]) -> Result<aya::Btf, String> {
 fn constants(settings: &config::Room) -> Settings {
     let rate_interval_ns = 1_000_000_000u64.checked_div(settings.rate_limit).unwrap_or(0);
     Settings {
-        agent_pid: std::process::id(),
+        // In a pid namespace of its own it does not know its number, and filters nobody.
+        agent_pid: if support::in_host_pid_namespace() { std::process::id() } else { 0 },
         filter_uids: u32::from(!settings.exclude_uids.is_empty()),
         filter_comms: u32::from(!settings.exclude_comms.is_empty()),
         wake_bytes: settings.ring_bytes / 4,
