@@ -17,8 +17,11 @@ use crate::report::{Goal, Report, median};
 use crate::sink::Sink;
 
 const LOST_EXECS: u32 = 20_000;
-const EXECS: u32 = 4_000;
-const ROUNDS: usize = 5;
+const EXECS: u32 = 3_000;
+const ROUNDS: usize = 9;
+/// The watchers that are no peer.
+const OURS: &str = "leaf";
+const NOBODY: &str = "nobody";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For a peer to attach, and for the machine to come to rest.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -130,33 +133,31 @@ struct Costs {
     cpu: Vec<f64>,
 }
 
-/// The rate that is left while the agent or a peer watches.
+/// The rate that is left while the agent or a peer watches, and, to show how far
+/// the machine's moods go, while nobody does.
 pub fn kept(report: &mut Report) -> Result<()> {
     let sink = Sink::start()?;
-    let names: Vec<&str> =
-        ["leaf", "bpftrace", "execsnoop"].into_iter().filter(|name| *name == "leaf" || peer::available(name)).collect();
+    let mut names = vec![OURS];
+    names.extend(["bpftrace", "execsnoop"].into_iter().filter(|name| peer::available(name)));
+    names.push(NOBODY);
     let mut costs: Vec<Costs> = names.iter().map(|_| Costs::default()).collect();
     let mut rates = Vec::new();
     // Files and caches are warm from here on.
     storm(EXECS / 4)?;
+    let mut before = storm(EXECS)?;
     for _ in 0..ROUNDS {
         for (name, costs) in names.iter().zip(&mut costs) {
-            let folder = Folder::new("peer")?;
-            // Beside each measurement one without, since the machine has moods.
-            let alone = storm(EXECS)?;
-            rates.push(alone);
-            let watcher = start(name, &sink, &folder)?;
-            std::thread::sleep(SETTLE);
-            let before = cpu(watcher.pid())?;
-            costs.kept.push(storm(EXECS)? / alone);
-            costs.cpu.push((cpu(watcher.pid())? - before) / 1e3 / f64::from(EXECS));
-            costs.memory.push(memory(watcher.pid())?);
-            watcher.stop()?;
+            let rate = watched(name, &sink, costs)?;
+            let after = storm(EXECS)?;
+            costs.kept.push(rate / f64::midpoint(before, after));
+            rates.push(after);
+            before = after;
         }
         drop(sink.take()?);
     }
     let median_of = |of: fn(&Costs) -> &Vec<f64>| -> Vec<(&str, f64)> {
-        names.iter().copied().zip(costs.iter().map(|costs| median(of(costs).clone()))).collect()
+        let medians = names.iter().copied().zip(costs.iter().map(|costs| median(of(costs).clone())));
+        medians.filter(|(_, median)| !median.is_nan()).collect()
     };
     let mut add =
         |what: String, unit, goal, values: &[(&str, f64)]| report.add(what, unit, values[0].1, goal, &values[1..]);
@@ -167,9 +168,26 @@ pub fn kept(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The rate of a storm while `name` watches.
+fn watched(name: &str, sink: &Sink, costs: &mut Costs) -> Result<f64> {
+    if name == NOBODY {
+        std::thread::sleep(SETTLE);
+        return storm(EXECS);
+    }
+    let folder = Folder::new("peer")?;
+    let watcher = start(name, sink, &folder)?;
+    std::thread::sleep(SETTLE);
+    let cpu_before = cpu(watcher.pid())?;
+    let rate = storm(EXECS)?;
+    costs.cpu.push((cpu(watcher.pid())? - cpu_before) / 1e3 / f64::from(EXECS));
+    costs.memory.push(memory(watcher.pid())?);
+    watcher.stop()?;
+    Ok(rate)
+}
+
 fn start(name: &str, sink: &Sink, folder: &Folder) -> Result<Watcher> {
     Ok(match name {
-        "leaf" => Watcher::Agent(Box::new(agent(sink)?)),
+        OURS => Watcher::Agent(Box::new(agent(sink)?)),
         "bpftrace" => Watcher::Peer(peer::start(name, &["-e", BPFTRACE], folder.path())?),
         _ => Watcher::Peer(peer::start(name, &[], folder.path())?),
     })
