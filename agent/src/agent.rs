@@ -21,6 +21,7 @@ use crate::{
 };
 use std::{
     future::Future,
+    path::Path,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -122,7 +123,7 @@ impl Agent {
             batch: if all_signals { age } else { age.min(CONSOLE_AGE) },
             metrics: all_signals.then_some(config.metrics.interval.0),
         };
-        let mut node = node();
+        let mut node = node(config);
         for running in &mut running {
             running.room.begin(&mut node);
         }
@@ -211,10 +212,15 @@ fn resource(config: &Config) -> Resource {
     resource
 }
 
-fn node() -> Node {
+/// What is known of this machine before the first event.
+fn node(config: &Config) -> Node {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let mut cgroups = Cgroups::default();
     cgroups.seed(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
-    let processes = ProcessTable::new(&read("/proc/sys/kernel/random/boot_id"));
-    Node { clock: Clock::new(), processes, cgroups }
+    let clock = Clock::new();
+    let mut processes = ProcessTable::new(&read("/proc/sys/kernel/random/boot_id"));
+    if let Err(error) = processes.seed(Path::new("/proc"), &mut config.privacy.redactor(), &clock) {
+        tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
+    }
+    Node { clock, processes, cgroups }
 }

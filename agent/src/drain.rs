@@ -10,7 +10,7 @@ use crate::{
     health::ledger::{Ledger, Reading},
     kernel::{
         attach::Attached,
-        ring::{Ring, Waiter},
+        ring::{Ring, Waiter, Woken},
     },
     otlp::{
         Signal,
@@ -21,6 +21,7 @@ use crate::{
     probes::{Output, Room},
 };
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -144,8 +145,11 @@ impl Drain {
                 ..=PATIENCE => LOOK,
                 _ => TICK,
             };
-            if self.waiter.wait(timeout.min(self.until_due(Instant::now()))) {
-                break;
+            match self.waiter.wait(timeout.min(self.until_due(Instant::now()))) {
+                Woken::Stop => break,
+                // The one who wakes has taken our question back: it must be asked again.
+                Woken::Record => vain = 0,
+                Woken::Nothing => {}
             }
         }
         self.finish();
@@ -170,6 +174,7 @@ impl Drain {
             self.next_tick = now + TICK;
             self.node.clock.measure();
             self.rooms.iter_mut().for_each(Running::read_kernel);
+            self.node.processes.forget_gone(Path::new("/proc"));
         }
         if let (Some(next), Some(period)) = (self.next_metrics, self.periods.metrics)
             && now >= next

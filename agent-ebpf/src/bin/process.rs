@@ -38,8 +38,9 @@ static OFFSETS: Offsets = Offsets::ABSENT;
 #[map]
 static ENDED: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(4096, 0);
 
-/// `CLONE_THREAD`, include/uapi/linux/sched.h
+/// `CLONE_THREAD` and `CLONE_PARENT`, include/uapi/linux/sched.h
 const CLONE_THREAD: u64 = 0x0001_0000;
+const CLONE_PARENT: u64 = 0x0000_8000;
 /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
@@ -69,7 +70,7 @@ pub fn fork_btf(ctx: BtfTracePointContext) -> i32 {
     if pid != tgid {
         return 0;
     }
-    account(fork::<Typed>(child, pid))
+    account(fork::<Typed>(child, pid, false))
 }
 
 /// `task_newtask` and not `sched_process_fork`: only it tells a thread from a process.
@@ -83,7 +84,7 @@ pub fn fork_classic(ctx: TracePointContext) -> i32 {
     if flags & CLONE_THREAD != 0 {
         return 0;
     }
-    account(fork::<Probed>(core::ptr::null(), pid))
+    account(fork::<Probed>(core::ptr::null(), pid, flags & CLONE_PARENT != 0))
 }
 
 /// A thread ends; told once for a process, by its last one.
@@ -161,9 +162,10 @@ unsafe fn cmdline_range<M: Memory>(task: *const u8) -> Option<(u64, u64)> {
     (start != 0 && end >= start).then_some((start, end))
 }
 
-/// `child` is null where the hook does not give it; then the record tells what the parent knows.
+/// `child` is null where the hook does not give it; then the record tells what
+/// the caller knows, whose parent is the child's too if it is to be a `sibling`.
 #[inline(always)]
-fn fork<M: Memory>(child: *const u8, pid: u32) -> Result<(), Unsent> {
+fn fork<M: Memory>(child: *const u8, pid: u32, sibling: bool) -> Result<(), Unsent> {
     let now = now();
     let comm = bpf_get_current_comm().unwrap_or_default();
     admit(current_pid(), current_uid_gid().0, &comm, now)?;
@@ -173,10 +175,12 @@ fn fork<M: Memory>(child: *const u8, pid: u32) -> Result<(), Unsent> {
     unsafe {
         let task_out = &raw mut (*fork).task;
         if child.is_null() {
-            // The child inherits its parent's cgroup; its start is this moment.
+            // The child inherits the caller's cgroup; its start is not known.
             fill::<M>(task_out, kind::FORK, current(), now, &comm);
-            (*task_out).ppid = current_pid();
-            (*task_out).missing &= !missing::PARENT;
+            if !sibling {
+                (*task_out).ppid = current_pid();
+                (*task_out).missing &= !missing::PARENT;
+            }
             (*task_out).start_ns = 0;
             (*task_out).missing |= missing::START;
         } else {
@@ -247,12 +251,15 @@ unsafe fn is_last_thread<M: Memory>(task: *const u8, signal: *const u8, group_de
     if live != 0 {
         return false;
     }
-    if unsafe { M::read::<i32>(signal, constant!(OFFSETS.signal_nr_threads)) } == Some(1) {
-        return true;
-    }
     let start: u64 = unsafe { leader_start::<M>(task) }.unwrap_or(0);
+    let key = [u64::from(current_pid()), start];
+    if unsafe { M::read::<i32>(signal, constant!(OFFSETS.signal_nr_threads)) } == Some(1) {
+        // Another one may have been told and released already.
+        // SAFETY: the entry is only tested for presence.
+        return unsafe { ENDED.get(key) }.is_none();
+    }
     const BPF_NOEXIST: u64 = 1;
-    ENDED.insert([u64::from(current_pid()), start], 1, BPF_NOEXIST).is_ok()
+    ENDED.insert(key, 1, BPF_NOEXIST).is_ok()
 }
 
 /// The name of a process is its leader's; another thread may be the last to end.

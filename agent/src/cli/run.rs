@@ -88,11 +88,12 @@ pub fn execute(args: Args) -> Result<(), Refused> {
     }
 }
 
-/// Ends with SIGINT, SIGTERM or when `duration` is over.
+/// Ends with SIGINT, SIGTERM, SIGHUP (the terminal is gone) or when `duration` is over.
 fn end(duration: Option<Period>) -> Result<impl Future<Output = ()>, Refused> {
     let failed = |error| (Failure::Failed, format!("failed to listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     Ok(async move {
         let over = async {
             match duration {
@@ -103,6 +104,7 @@ fn end(duration: Option<Period>) -> Result<impl Future<Output = ()>, Refused> {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
             () = over => {}
         }
     })

@@ -2,6 +2,7 @@
 //! value keeps its source, so that an error and `config show` can name it.
 
 use super::{Config, validate::validate};
+use crate::enrich::redact::{REDACTED, is_secret};
 use figment::{
     Error, Figment, Metadata, Profile, Provider,
     error::Kind,
@@ -78,13 +79,14 @@ impl Loaded {
                     Ok((key, value)) => standard.push(Entry { source: variable(&name), key: key.to_owned(), value }),
                     Err(problem) => problems.push(format!("{problem}\n  from environment variable {name}")),
                 }
-            } else if name.starts_with(PREFIX) && name != CONFIG_VARIABLE {
+            } else if name.starts_with(PREFIX) && name != CONFIG_VARIABLE && !is_service_variable(&name) {
                 match keys.iter().find(|key| variable_of(key) == name) {
                     Some(key) => {
                         own.push(Entry { source: variable(&name), key: key.clone(), value: own_value(key, &value) });
                     }
                     None => problems.push(format!(
-                        "unknown environment variable {name}={value}: no setting has this name; `agent config show` lists all"
+                        "unknown environment variable {name}={}: no setting has this name; `agent config show` lists all",
+                        shown(&name, &value)
                     )),
                 }
             }
@@ -119,7 +121,7 @@ impl Loaded {
             .into_iter()
             .map(|key| {
                 let value = self.figment.find_value(&key).map(|value| display(&value)).unwrap_or_default();
-                let value = if is_secret(&key) && value != "{}" { "[REDACTED]".to_owned() } else { value };
+                let value = if key == SECRET && value != "{}" { REDACTED.to_owned() } else { value };
                 let source = source_of(&self.figment, &key);
                 (key, value, source)
             })
@@ -128,8 +130,19 @@ impl Loaded {
 }
 
 /// Headers carry tokens: they are not shown.
-fn is_secret(key: &str) -> bool {
-    key == "otlp.headers"
+const SECRET: &str = "otlp.headers";
+
+/// A value in a message; what could be a secret is not repeated there.
+fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    if name.ends_with("HEADERS") || is_secret(name) { REDACTED } else { value }
+}
+
+/// Kubernetes puts variables for each Service into each pod; those of one that
+/// is called `leaf` begin as ours do.
+fn is_service_variable(name: &str) -> bool {
+    ["LEAF_SERVICE_HOST", "LEAF_SERVICE_PORT", "LEAF_PORT"]
+        .iter()
+        .any(|variable| name.strip_prefix(variable).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')))
 }
 
 fn variable(name: &str) -> String {
@@ -232,8 +245,11 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     text.split(',')
         .map(str::trim)
         .filter(|pair| !pair.is_empty())
-        .map(|pair| {
-            let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form key=value"))?;
+        .enumerate()
+        .map(|(at, pair)| {
+            // By its number: what it says may be a secret.
+            let wrong = || format!("entry {} is not of the form key=value", at + 1);
+            let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
             Ok((key.trim().to_owned(), percent_decoded(value.trim())))
         })
         .collect()
@@ -282,9 +298,11 @@ fn describe(figment: &Figment, error: &Error) -> String {
             }
             format!("unknown key{nearest}")
         }
+        _ if path.starts_with(SECRET) => "is not of the form key=value,key=value".to_owned(),
         kind => kind.to_string(),
     };
     let value = figment.find_value(&path).map(|value| format!(" (value {})", display(&value))).unwrap_or_default();
+    let value = if path.starts_with(SECRET) { String::new() } else { value };
     let source = match &error.metadata {
         Some(metadata) => match &metadata.source {
             Some(figment::Source::File(file)) => format!("file {}", file.display()),
@@ -393,6 +411,12 @@ mod tests {
         assert_eq!(config.exporter(), super::super::Exporter::Otlp);
         let shown = loaded.settings().into_iter().find(|(key, ..)| key == "otlp.headers").expect("listed");
         assert!(!shown.1.contains("Bearer"), "{shown:?}");
+        for name in ["OTEL_EXPORTER_OTLP_HEADERS", "LEAF_OTLP_HEADERS", "LEAF_API_TOKEN"] {
+            let problem = Loaded::read(None, environment(&[(name, "Bearer s3cr3t")]), vec![]).expect_err("refused");
+            assert!(problem[0].contains(name) && !problem[0].contains("s3cr3t"), "{problem:?}");
+        }
+        let service = [("LEAF_SERVICE_HOST", "10.0.0.7"), ("LEAF_PORT_4317_TCP", "tcp://10.0.0.7:4317")];
+        assert!(Loaded::read(None, environment(&service), vec![]).is_ok(), "Kubernetes sets these by itself");
         let refused = Loaded::read(None, environment(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]), vec![]);
         assert!(refused.expect_err("unsupported")[0].contains("http/json"));
     }

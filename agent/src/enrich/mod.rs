@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod container;
 pub mod host;
+pub mod identity;
 pub mod process;
 pub mod procfs;
 pub mod redact;

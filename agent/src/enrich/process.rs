@@ -23,6 +23,9 @@ const MAX_DEAD: usize = 4096;
 /// The living that are remembered; more are described by their events alone.
 const MAX_LIVE: usize = 262_144;
 
+/// Below this many living entries nobody looks for those that are gone.
+const FEW_LIVE: usize = 4096;
+
 /// Number of an entry.
 pub type Slot = u32;
 
@@ -84,6 +87,8 @@ pub struct ProcessTable {
     free: Vec<Slot>,
     by_pid: FxHashMap<u32, Slot>,
     dead: VecDeque<Slot>,
+    /// Living entries at which those that are gone are looked for.
+    crowded: usize,
     /// Makes the span ids of one boot differ from another's.
     seed: u64,
 }
@@ -98,6 +103,7 @@ impl ProcessTable {
             free: Vec::new(),
             by_pid: FxHashMap::default(),
             dead: VecDeque::with_capacity(MAX_DEAD + 1),
+            crowded: FEW_LIVE,
             seed,
         }
     }
@@ -191,6 +197,27 @@ impl ProcessTable {
         }
     }
 
+    /// Ends the entries whose processes are not in `proc` any more: their ends
+    /// were excluded, over the rate or lost. Looks only when the living have
+    /// doubled since it last looked.
+    pub fn forget_gone(&mut self, proc: &Path) {
+        if self.live() < self.crowded {
+            return;
+        }
+        let gone: Vec<Slot> = self
+            .living()
+            .filter(|(_, process)| !proc.join(process.pid.to_string()).exists())
+            .map(|(slot, _)| slot)
+            .collect();
+        gone.into_iter().for_each(|slot| self.end(slot));
+        self.crowded = (self.live() * 2).max(FEW_LIVE);
+    }
+
+    /// Entries that have not ended.
+    fn live(&self) -> usize {
+        self.entries.len() - self.free.len() - self.dead.len()
+    }
+
     /// The entry of a slot.
     #[inline]
     #[must_use]
@@ -242,7 +269,7 @@ impl ProcessTable {
         if let Some(&earlier) = self.by_pid.get(&seen.pid) {
             // Its pid is used again, so it has ended, whether we saw it or not.
             self.end(earlier);
-        } else if self.entries.len() - self.free.len() - self.dead.len() >= MAX_LIVE {
+        } else if self.live() >= MAX_LIVE {
             self.forget_any();
         }
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -365,6 +392,20 @@ mod tests {
         }
         assert_eq!(table.len(), MAX_DEAD);
         assert!(table.entries.len() <= MAX_DEAD + 1);
+    }
+
+    #[test]
+    fn processes_whose_end_was_never_told_do_not_pile_up() {
+        let mut table = ProcessTable::new("boot");
+        let me = std::process::id();
+        table.fork(&seen(me, 1, TICK_NS));
+        // No pid is that large (PID_MAX_LIMIT, 4 million).
+        for i in 0..200_000u32 {
+            table.fork(&seen(5_000_000 + i, 1, u64::from(i) * TICK_NS));
+            table.forget_gone(Path::new("/proc"));
+        }
+        assert!(table.live() <= FEW_LIVE && table.entries.len() <= 2 * FEW_LIVE + 2, "{}", table.entries.len());
+        assert!(!table.by_pid(me).expect("alive").ended);
     }
 
     #[test]

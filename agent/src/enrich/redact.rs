@@ -110,7 +110,8 @@ impl Redactor {
                 }
             };
             expect = match expect {
-                Expect::SecretValue if !text.starts_with('-') => {
+                // One dash may begin a secret, two begin the next flag.
+                Expect::SecretValue if !text.starts_with("--") => {
                     out.push_str(REDACTED);
                     Expect::Anything
                 }
@@ -150,6 +151,12 @@ fn write_argument(text: &str, out: &mut String) -> Expect {
         if let Some(authority) = after.strip_prefix("://") {
             out.push_str("://");
             rest = write_authority(name, authority, out);
+        } else if let Some((before, value)) = user_and_password(name, after) {
+            out.push_str(before);
+            out.push_str(value.split(':').next().unwrap_or_default());
+            out.push(':');
+            out.push_str(REDACTED);
+            rest = &after[before.len() + value.len()..];
         } else if is_secret(name) {
             if after.is_empty() && name.starts_with('-') {
                 return Expect::SecretValue;
@@ -170,6 +177,27 @@ fn write_argument(text: &str, out: &mut String) -> Expect {
         }
     }
     Expect::Anything
+}
+
+/// What stands before `user:password` and that itself, after one of
+/// [`USER_FLAGS`] in a script or behind a `=`; or what is left of it where it
+/// stands in one word with the flag (`-uroot:password`).
+fn user_and_password<'a>(name: &str, after: &'a str) -> Option<(&'a str, &'a str)> {
+    let joined = (name.starts_with("-u") || name.starts_with("-U")) && after.starts_with(':');
+    let value = if USER_FLAGS.contains(&name) {
+        after.trim_start_matches([' ', '='])
+    } else if joined {
+        after
+    } else {
+        return None;
+    };
+    let (value, end) = match value.chars().next() {
+        Some(quote @ ('"' | '\'')) => (&value[1..], value[1..].find(quote)),
+        _ => (value, value.find([' ', '\t', '\n', ';', '&', '|', '"', '\''])),
+    };
+    let before = &after[..after.len() - value.len()];
+    let value = &value[..end.unwrap_or(value.len())];
+    (value.contains(':') && !value.contains("://")).then_some((before, value))
 }
 
 /// What follows a secret's name: the separator with an opening quote, and the value.
@@ -234,7 +262,7 @@ const IS_NAME: [bool; 256] = {
 };
 
 /// Whether a flag's, variable's or header's name says that its value is a secret.
-fn is_secret(name: &str) -> bool {
+pub fn is_secret(name: &str) -> bool {
     let name = name.trim_start_matches('-').as_bytes();
     let is = |secrets: &[&str], text: &[u8]| secrets.iter().any(|secret| text.eq_ignore_ascii_case(secret.as_bytes()));
     let (part, word) = secret_words_in(name);
@@ -246,11 +274,12 @@ fn is_secret(name: &str) -> bool {
 fn may_hold_secret(arguments: &[u8]) -> bool {
     let (part, word) = secret_words_in(arguments);
     part || word
-        || arguments.iter().enumerate().any(|(at, &b)| b == b':' && arguments[at..].starts_with(b"://"))
-        || arguments
-            .split(|&b| b == 0)
-            .filter(|argument| argument.first() == Some(&b'-'))
-            .any(|argument| USER_FLAGS.iter().any(|flag| flag.as_bytes() == argument))
+        || arguments.iter().enumerate().any(|(at, &b)| match b {
+            b':' => arguments[at..].starts_with(b"://"),
+            // All of `USER_FLAGS` have this in common.
+            b'-' => arguments.get(at + 1).is_some_and(|next| matches!(next, b'u' | b'U')),
+            _ => false,
+        })
 }
 
 /// Whether one of [`SECRET_PARTS`] and one of [`SECRET_WORDS`] is in the text.
@@ -325,6 +354,11 @@ mod tests {
             (&["mysql", "--password", "s3cr3t", "db"], "mysql --password [REDACTED] db"),
             (&["env", "AWS_SECRET_ACCESS_KEY=s3cr3t", "aws"], "env AWS_SECRET_ACCESS_KEY=[REDACTED] aws"),
             (&["x", "--apiKey", "s3cr3t"], "x --apiKey [REDACTED]"),
+            (&["x", "--token", "-s3cr3t", "--token", "--verbose"], "x --token [REDACTED] --token --verbose"),
+            (&["curl", "--user=admin:s3cr3t", "host"], "curl --user=admin:[REDACTED] host"),
+            (&["curl", "-uadmin:s3cr3t", "host"], "curl -uadmin:[REDACTED] host"),
+            (&["sh", "-c", "ls; curl -s -u admin:s3cr3t host"], "sh -c ls; curl -s -u admin:[REDACTED] host"),
+            (&["sh", "-c", "curl --user 'a b:s3cr3t'"], "sh -c curl --user 'a b:[REDACTED]'"),
             (&["x", "--api-key=s3 cr3t"], "x --api-key=[REDACTED]"),
             (&["curl", "-H", "Authorization: Bearer s3cr3t"], "curl -H Authorization: [REDACTED]"),
             (&["curl", "-H", "X-Api-Key:s3cr3t"], "curl -H X-Api-Key:[REDACTED]"),

@@ -87,6 +87,17 @@ impl Ring {
     }
 }
 
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Its time is, or a signal came.
+    Nothing,
+    /// A program woke us for a record, which it may still be writing.
+    Record,
+    /// The order to stop was given.
+    Stop,
+}
+
 /// Waits for records of any ring, or for the order to stop.
 pub struct Waiter {
     epoll: OwnedFd,
@@ -135,16 +146,17 @@ impl Waiter {
         epoll::add(&self.epoll, ring.records.as_fd(), epoll::EventData::new_u64(RING), flags)
     }
 
-    /// Returns after `timeout`, a wakeup, a signal or the order to stop; `true` once that was given.
-    pub fn wait(&self, timeout: Duration) -> bool {
+    /// Returns after `timeout`, a wakeup, a signal or the order to stop.
+    pub fn wait(&self, timeout: Duration) -> Woken {
         let timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 4];
         match epoll::wait(&self.epoll, &mut space, Some(&timeout)) {
-            Ok((events, _)) => events.iter().any(|event| event.data.u64() == STOP),
-            Err(_) => false,
+            Ok((events, _)) if events.iter().any(|event| event.data.u64() == STOP) => Woken::Stop,
+            Ok((events, _)) if !events.is_empty() => Woken::Record,
+            _ => Woken::Nothing,
         }
     }
 }

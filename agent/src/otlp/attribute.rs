@@ -13,7 +13,7 @@ pub struct Attribute {
 macro_rules! attributes {
     ($( $(#[$doc:meta])* $name:ident = $key:literal, $field:literal; )*) => {
         $( $(#[$doc])* pub const $name: Attribute = Attribute { key: $key, field: $field }; )*
-        /// Every attribute, in the order in which a record has them.
+        /// Every attribute.
         pub const ALL: &[Attribute] = &[$($name),*];
     };
 }
@@ -61,6 +61,8 @@ attributes! {
     FAULTS_MINOR = "leaf.process.faults.minor", "minor_faults";
     /// Page faults that needed I/O.
     FAULTS_MAJOR = "leaf.process.faults.major", "major_faults";
+    /// Threads whose CPU time and faults are not in the sums.
+    THREADS_UNCOUNTED = "leaf.process.threads.uncounted", "threads_uncounted";
     /// Address of the end that connects.
     SOURCE_ADDRESS = "source.address", "src_ip";
     /// Port of the end that connects.

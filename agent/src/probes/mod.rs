@@ -113,8 +113,8 @@ pub trait Room: Send {
     /// [`Malformed`]; then nothing was changed or sent.
     fn record(&mut self, bytes: &[u8], node: &mut Node, out: &mut Output) -> Result<(), Malformed>;
 
-    /// Learns what there was before the room began.
-    fn begin(&mut self, node: &mut Node);
+    /// Learns what there was before the room began; the node knows its processes already.
+    fn begin(&mut self, _node: &mut Node) {}
 
     /// On the /proc rung: looks once, and sends what is new.
     fn poll(&mut self, node: &mut Node, out: &mut Output);

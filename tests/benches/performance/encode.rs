@@ -13,6 +13,7 @@ use leaf::otlp::batch::Batch;
 use leaf::otlp::resource::{Resource, Scope};
 use leaf::probes::process::ProcessRoom;
 use leaf::probes::{Output, Room};
+use rustix::time::{ClockId, clock_gettime};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::allocator;
@@ -20,7 +21,7 @@ use crate::report::{Goal, Report, median};
 
 /// Processes of one round: each has a fork, an exec and an exit.
 const PROCESSES: u32 = 20_000;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 41;
 /// Nanoseconds of a tick of /proc, so that every process has a start of its own.
 const TICK: u64 = 10_000_000;
 
@@ -42,9 +43,9 @@ pub fn run(report: &mut Report) -> Result<()> {
     let (mut costs, mut allocations, mut batches) = (Vec::new(), 0, 0u64);
     for round in 0..=ROUNDS {
         let calls = allocator::calls();
-        let start = Instant::now();
+        let (now, start) = (Instant::now(), cpu_time());
         for index in 0..PROCESSES {
-            out.at(start, 1);
+            out.at(now, 1);
             for record in records.of(round as u32 * PROCESSES + index) {
                 room.record(record, &mut node, &mut out)?;
                 if out.is_full() {
@@ -55,10 +56,10 @@ pub fn run(report: &mut Report) -> Result<()> {
                 }
             }
         }
-        let spent = start.elapsed();
+        let spent = cpu_time() - start;
         // The first round fills the table.
         if round > 0 {
-            costs.push(spent.as_nanos() as f64 / f64::from(PROCESSES * 3));
+            costs.push(spent as f64 / f64::from(PROCESSES * 3));
             allocations += allocator::calls() - calls;
         } else {
             batches = 0;
@@ -81,6 +82,12 @@ pub fn run(report: &mut Report) -> Result<()> {
     );
     report.add("allocations per batch of 256 KiB", "", allocations as f64 / batches as f64, Goal::None, &[]);
     Ok(())
+}
+
+/// CPU time of this thread, ns: who else runs does not count.
+fn cpu_time() -> i64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 /// Command lines as nodes see them: one in four has secrets to find.

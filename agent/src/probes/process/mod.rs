@@ -142,14 +142,6 @@ impl Room for ProcessRoom {
         Ok(())
     }
 
-    fn begin(&mut self, node: &mut Node) {
-        if let Err(error) = node.processes.seed(Path::new("/proc"), &mut self.redactor, &node.clock) {
-            tracing::warn!(
-                "failed to read the running processes from /proc: {error}; they are named as their events come"
-            );
-        }
-    }
-
     fn poll(&mut self, node: &mut Node, out: &mut Output) {
         let first = self.poller.is_first();
         for change in self.poller.look(Path::new("/proc")) {
@@ -178,19 +170,19 @@ impl Room for ProcessRoom {
             Counter {
                 name: "system.process.created",
                 unit: "{process}",
-                description: "Processes made by fork",
+                description: "Processes made by fork, as far as the agent was told",
                 series: one(self.created),
             },
             Counter {
                 name: "leaf.process.execs",
                 unit: "{exec}",
-                description: "Programs started by exec",
+                description: "Programs started by exec, as far as the agent was told",
                 series: one(self.execs),
             },
             Counter {
                 name: "leaf.process.ended",
                 unit: "{process}",
-                description: "Processes that ended, by outcome",
+                description: "Processes that ended, as far as the agent was told, by outcome",
                 series: Outcome::ALL
                     .iter()
                     .map(|outcome| {

@@ -1,7 +1,7 @@
 //! Event -> signals: the attributes of a process, its end, its span.
 
 use crate::{
-    enrich::{clock::Clock, process::Process},
+    enrich::{clock::Clock, identity::identity, process::Process},
     otlp::{
         Attributes,
         attribute::{self as key},
@@ -53,6 +53,7 @@ struct Usage {
     stime_ns: u64,
     minor_faults: u64,
     major_faults: u64,
+    threads_uncounted: u32,
 }
 
 impl End {
@@ -66,6 +67,7 @@ impl End {
                 stime_ns,
                 minor_faults: exit.minor_faults,
                 major_faults: exit.major_faults,
+                threads_uncounted: exit.threads_missed,
             }),
         }
     }
@@ -105,6 +107,9 @@ impl End {
             attributes.int(key::CPU_SYSTEM_TIME, usage.stime_ns as i64);
             attributes.int(key::FAULTS_MINOR, usage.minor_faults as i64);
             attributes.int(key::FAULTS_MAJOR, usage.major_faults as i64);
+            if usage.threads_uncounted > 0 {
+                attributes.int(key::THREADS_UNCOUNTED, i64::from(usage.threads_uncounted));
+            }
         }
     }
 
@@ -180,28 +185,6 @@ pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, out: &mut 
         identity(attributes, process);
         end.write(attributes);
     });
-}
-
-/// What every signal says of a process, besides its pid.
-fn identity(attributes: &mut Attributes<'_>, process: &Process) {
-    attributes.int(key::PROCESS_PARENT_PID, i64::from(process.ppid));
-    attributes.int(key::PROCESS_USER_ID, i64::from(process.uid));
-    attributes.int(key::PROCESS_GROUP_ID, i64::from(process.gid));
-    attributes.text(key::PROCESS_COMM, &process.comm);
-    attributes.text(key::PROCESS_EXECUTABLE_PATH, &process.executable);
-    attributes.text(key::PROCESS_COMMAND_LINE, &process.command_line);
-    if process.start.boot != 0 {
-        attributes.text(key::PROCESS_CREATION_TIME, process.created.as_str());
-    }
-    let Some(cgroup) = &process.cgroup else {
-        return;
-    };
-    attributes.text(key::PROCESS_CGROUP, &cgroup.path);
-    if let Some(container) = &cgroup.container {
-        attributes.text(key::CONTAINER_ID, &container.id);
-        attributes.text(key::CONTAINER_RUNTIME, container.runtime.unwrap_or_default());
-    }
-    attributes.text(key::POD_UID, cgroup.pod_uid.as_deref().unwrap_or_default());
 }
 
 /// Linux signal numbers of x86 and ARM (signal(7)).

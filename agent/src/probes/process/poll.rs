@@ -3,8 +3,8 @@
 //! Its limits, which no polling can overcome: a process that lives shorter
 //! than the interval is not seen; an exec is seen by a new command name with
 //! new arguments; the exit code only of a zombie that was caught and that we
-//! may trace; times are those of the look, CPU time and faults those of the
-//! last look.
+//! may trace; the times of execs and exits are those of the look, CPU time and
+//! faults those of the last look before.
 
 use crate::{
     config::Config,
