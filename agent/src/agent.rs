@@ -21,7 +21,7 @@ use crate::{
 };
 use std::{
     future::Future,
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -63,6 +63,8 @@ pub struct Ending {
     pub readings: Vec<Reading>,
     /// Why the exporter stopped, if it did by itself.
     pub export: Result<(), ExportError>,
+    /// The drain thread panicked: what it held is lost.
+    pub drain_failed: bool,
 }
 
 impl Ending {
@@ -123,7 +125,8 @@ impl Agent {
             batch: if all_signals { age } else { age.min(CONSOLE_AGE) },
             metrics: all_signals.then_some(config.metrics.interval.0),
         };
-        let mut node = node(config);
+        let polls = running.iter().all(|running| matches!(running.way, Way::Procfs { .. }));
+        let mut node = node(config, polls);
         for running in &mut running {
             running.room.begin(&mut node);
         }
@@ -131,7 +134,7 @@ impl Agent {
         for report in &reports {
             announce(report, &config.room(report.room));
         }
-        if !support::in_host_pid_namespace() {
+        if !polls && !support::in_host_pid_namespace() {
             tracing::warn!(
                 "this pid namespace is not the host's: /proc does not know the processes of events; in Kubernetes set hostPID: true"
             );
@@ -173,10 +176,8 @@ impl Agent {
             // Here the queue ends, and with it the wait of a drain thread that found it full.
         };
         stop.now();
-        if drain.join().is_err() {
-            tracing::error!("the drain thread has failed; report this as a bug of the agent");
-        }
-        Ending { readings: ledgers.iter().flat_map(Ledgers::read).collect(), export }
+        let drain_failed = drain.join().is_err();
+        Ending { readings: ledgers.iter().flat_map(Ledgers::read).collect(), export, drain_failed }
     }
 }
 
@@ -213,14 +214,18 @@ fn resource(config: &Config) -> Resource {
 }
 
 /// What is known of this machine before the first event.
-fn node(config: &Config) -> Node {
+fn node(config: &Config, polls: bool) -> Node {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let mut cgroups = Cgroups::default();
     cgroups.seed(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
     let clock = Clock::new();
     let mut processes = ProcessTable::new(&read("/proc/sys/kernel/random/boot_id"));
-    if let Err(error) = processes.seed(Path::new("/proc"), &mut config.privacy.redactor(), &clock) {
+    // By polling, events are of the processes that /proc speaks of; from the kernel, of the host's.
+    let proc = (polls || support::in_host_pid_namespace()).then(|| PathBuf::from("/proc"));
+    if let Some(proc) = &proc
+        && let Err(error) = processes.seed(proc, &mut config.privacy.redactor(), &clock)
+    {
         tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
     }
-    Node { clock, processes, cgroups }
+    Node { proc, clock, processes, cgroups }
 }

@@ -21,7 +21,6 @@ use crate::{
     probes::{Output, Room},
 };
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -174,7 +173,9 @@ impl Drain {
             self.next_tick = now + TICK;
             self.node.clock.measure();
             self.rooms.iter_mut().for_each(Running::read_kernel);
-            self.node.processes.forget_gone(Path::new("/proc"));
+            if let Some(proc) = &self.node.proc {
+                self.node.processes.forget_gone(proc);
+            }
         }
         if let (Some(next), Some(period)) = (self.next_metrics, self.periods.metrics)
             && now >= next
@@ -284,7 +285,8 @@ impl Running {
         match &self.way {
             Way::Ring(attached) => {
                 let ledger = attached.ring.ledger();
-                ledger.sent + ledger.notes > attached.ring.taken()
+                // A program counts after it has sent: taken may be ahead, too.
+                ledger.sent + ledger.notes != attached.ring.taken()
             }
             Way::Procfs { .. } => false,
         }

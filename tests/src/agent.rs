@@ -1,6 +1,6 @@
 //! The real agent, as a child process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -127,6 +127,12 @@ impl AgentProcess {
 pub fn command(launcher: &[&str], args: &[&str], env: &[(&str, &str)]) -> Result<Command> {
     let binary = binary();
     ensure!(binary.is_file(), "no agent at {}: run `cargo build --release`, or set AGENT_BIN", binary.display());
+    Ok(command_of(&binary, launcher, args, env))
+}
+
+/// The same for an agent at another place.
+#[must_use]
+pub fn command_of(binary: &Path, launcher: &[&str], args: &[&str], env: &[(&str, &str)]) -> Command {
     let mut command = match launcher {
         [] => Command::new(binary),
         [program, rest @ ..] => {
@@ -142,7 +148,7 @@ pub fn command(launcher: &[&str], args: &[&str], env: &[(&str, &str)]) -> Result
         }
     }
     command.args(args).envs(env.iter().copied());
-    Ok(command)
+    command
 }
 
 /// Where the agent is.

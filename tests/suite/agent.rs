@@ -67,7 +67,8 @@ fn the_classic_tracepoints_tell_what_the_typed_ones_tell() -> Result<()> {
             assert_eq!(types(&events_of(&envelopes, truth.pid)), ["process_fork", "process_exec", "process_exit"]);
         }
         let events = events_of(&envelopes, child.pid);
-        assert_eq!(events[2]["minor_faults"], child.minor_faults, "{rung}");
+        let later = child.minor_faults - events[2]["minor_faults"].as_i64().context("a number")?;
+        assert!((0..=2).contains(&later), "{later} more faults by getrusage on {rung}");
         // What must differ between two processes, and what is only sampled.
         seen.push(events.into_iter().cloned().map(without_its_own).collect::<Vec<_>>());
     }
@@ -89,10 +90,8 @@ fn an_ordinary_user_sees_processes_through_proc_and_is_told_why() -> Result<()> 
     }
     let copy = ForEveryone::new()?;
     let path = copy.path();
-    let launcher = [&AS_NOBODY[..], &["env", "--", path.to_str().context("UTF-8")?]].concat();
-    // `env -- <copy>` replaces the agent that the launcher would start.
-    let mut command = Command::new(launcher[0]);
-    command.args(&launcher[1..]).args(JSON).env("LEAF_ROOMS_PROCESS_POLL_INTERVAL", "50ms");
+    let env = [("LEAF_ROOMS_PROCESS_POLL_INTERVAL", "50ms")];
+    let mut command = agent::command_of(&path, &AS_NOBODY, &JSON, &env);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
     let warning = lines.next().context("a line")??;

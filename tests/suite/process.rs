@@ -69,6 +69,12 @@ fn own_cgroup() -> String {
 /// the slowest configuration (CONFIG_HZ=100), and a little for the rest of the exit.
 const TICK: Duration = Duration::from_millis(11);
 
+/// Faults that a process may still have after the hook, as its memory is taken apart.
+const EXIT_FAULTS: i64 = 2;
+
+/// What the offset between the clocks may drift between two measurements, ns.
+const CLOCK_NS: u128 = 1_000_000;
+
 /// Compares all that the parent knows with the events of the child.
 fn assert_true(truth: &Truth, events: &BTreeMap<String, Event>, kinds: &[&str], program: &str, arguments: &str) {
     assert_eq!(events.keys().map(String::as_str).collect::<Vec<_>>(), kinds, "of {truth:?}");
@@ -85,7 +91,8 @@ fn assert_true(truth: &Truth, events: &BTreeMap<String, Event>, kinds: &[&str], 
         assert_eq!((&event["uid"], &event["gid"]), (&json!(uid), &json!(gid)), "{event}");
         assert_eq!(event["cgroup"], own_cgroup(), "{event}");
         let time = event["timestamp"].as_u64().expect("a number");
-        assert!(u128::from(time) >= unix(truth.before) && u128::from(time) <= unix(truth.after), "{event} {truth:?}");
+        let (earliest, latest) = (unix(truth.before) - CLOCK_NS, unix(truth.after) + CLOCK_NS);
+        assert!((earliest..=latest).contains(&u128::from(time)), "{event} {truth:?}");
         assert!(time > last, "{kind} is in its place");
         last = time;
         let start = event["start_time"].as_str().expect("a start");
@@ -107,7 +114,8 @@ fn assert_true(truth: &Truth, events: &BTreeMap<String, Event>, kinds: &[&str], 
     let cpu = Duration::from_nanos(number("utime_ns") + number("stime_ns"));
     assert!(cpu <= truth.cpu + Duration::from_micros(2), "{cpu:?}, but getrusage says {:?}", truth.cpu);
     assert!(cpu + TICK >= truth.cpu, "{cpu:?}, but getrusage says {:?}", truth.cpu);
-    assert_eq!(number("minor_faults").cast_signed(), truth.minor_faults, "{exit}");
+    let later = truth.minor_faults - number("minor_faults").cast_signed();
+    assert!((0..=EXIT_FAULTS).contains(&later), "{later} more faults by getrusage: {exit}");
     assert_eq!(number("major_faults").cast_signed(), truth.major_faults, "{exit}");
 }
 
@@ -140,7 +148,6 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
     }
     let pipeline = Pipeline::start()?;
     let agent = agent(&pipeline.collector, &[("LEAF_METRICS_INTERVAL", "500ms")])?;
-    let agent_pid = agent.pid();
 
     let success = Truth::of(Command::new("/bin/true").arg("an argument"), |_| {})?;
     let failure = Truth::of(Command::new("/bin/sh").args(["-c", "exit 3"]), |_| {})?;
@@ -208,9 +215,6 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
         assert!(contained.cgroups.lines().any(|line| line.ends_with(&format!(":{cgroup}"))), "{contained:?} {event}");
     }
     assert_eq!(inside["process_exit"].1["exit_code"], contained.exit_code);
-
-    // Its own end is the agent's to filter, and nobody else's.
-    assert!(!of(agent_pid).contains_key("process_exit"));
 
     assert_spans(&pipeline, &[&success, &failure, &killed])?;
     assert_metrics(&pipeline)

@@ -259,7 +259,9 @@ unsafe fn is_last_thread<M: Memory>(task: *const u8, signal: *const u8, group_de
         return unsafe { ENDED.get(key) }.is_none();
     }
     const BPF_NOEXIST: u64 = 1;
-    ENDED.insert(key, 1, BPF_NOEXIST).is_ok()
+    /// With any other error the end is told, perhaps twice, rather than not at all.
+    const EEXIST: i32 = -17;
+    ENDED.insert(key, 1, BPF_NOEXIST) != Err(EEXIST)
 }
 
 /// The name of a process is its leader's; another thread may be the last to end.

@@ -52,7 +52,7 @@ impl Cli {
             Ok(()) => ExitCode::SUCCESS,
             Err((failure, text)) => {
                 if !text.is_empty() {
-                    eprintln!("error: {text}");
+                    say(&format!("error: {text}"));
                 }
                 ExitCode::from(failure as u8)
             }
@@ -82,6 +82,12 @@ impl File {
             (Failure::Configuration, format!("{heading}{}", problems.join("\n")))
         })
     }
+}
+
+/// Writes a line to standard error; if that is closed, nobody can be told.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Writes to standard output; a reader that has gone is no failure.
@@ -114,6 +120,8 @@ fn start_logging(level: LogLevel) {
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .with_target(false)
+        // A log that cannot be written is no reason to panic.
+        .log_internal_errors(false)
         .try_init();
 }
 

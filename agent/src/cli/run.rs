@@ -1,10 +1,11 @@
 //! `agent run`: watch, and send or print, until told to stop.
 
-use super::{Failure, File, Refused, start_logging};
+use super::{Failure, File, Refused, say, start_logging};
 use crate::{
     agent::{Agent, StartError},
     config::{Flag, Period},
     export::ExportError,
+    kernel::support::ignores_hangup,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,23 +78,32 @@ pub fn execute(args: Args) -> Result<(), Refused> {
     // A write to a pipe that nobody reads may never return.
     runtime.shutdown_background();
     let ending = ending?;
+    if ending.drain_failed {
+        say(&ending.ledger());
+        return Err((Failure::Failed, "the drain thread has failed; report this as a bug of the agent".into()));
+    }
     match ending.export {
         // As `head` does when it has seen enough.
         Err(ExportError::Closed) => Ok(()),
         Err(error) => Err((Failure::Failed, error.to_string())),
         Ok(()) => {
-            eprintln!("{}", ending.ledger());
+            say(&ending.ledger());
             Ok(())
         }
     }
 }
 
-/// Ends with SIGINT, SIGTERM, SIGHUP (the terminal is gone) or when `duration` is over.
+/// Ends with SIGINT, SIGTERM, SIGHUP (the terminal is gone; not under nohup) or
+/// when `duration` is over.
 fn end(duration: Option<Period>) -> Result<impl Future<Output = ()>, Refused> {
     let failed = |error| (Failure::Failed, format!("failed to listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    // To listen would undo what nohup has set.
+    let mut hangup = match ignores_hangup() {
+        true => None,
+        false => Some(signal(SignalKind::hangup()).map_err(failed)?),
+    };
     Ok(async move {
         let over = async {
             match duration {
@@ -104,7 +114,7 @@ fn end(duration: Option<Period>) -> Result<impl Future<Output = ()>, Refused> {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            _ = async { hangup.as_mut()?.recv().await }, if hangup.is_some() => {}
             () = over => {}
         }
     })

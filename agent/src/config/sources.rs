@@ -137,12 +137,11 @@ fn shown<'a>(name: &str, value: &'a str) -> &'a str {
     if name.ends_with("HEADERS") || is_secret(name) { REDACTED } else { value }
 }
 
-/// Kubernetes puts variables for each Service into each pod; those of one that
-/// is called `leaf` begin as ours do.
+/// Kubernetes puts variables for each Service into each pod; those of `leaf`,
+/// `leaf-collector` and so on begin as ours do. None of our settings has these words.
 fn is_service_variable(name: &str) -> bool {
-    ["LEAF_SERVICE_HOST", "LEAF_SERVICE_PORT", "LEAF_PORT"]
-        .iter()
-        .any(|variable| name.strip_prefix(variable).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')))
+    let ends = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"];
+    ends.iter().any(|end| name.ends_with(end)) || ["_SERVICE_PORT_", "_PORT_"].iter().any(|part| name.contains(part))
 }
 
 fn variable(name: &str) -> String {
@@ -187,7 +186,8 @@ fn own_value(key: &str, text: &str) -> Value {
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
             Value::from(parts.map(|part| plain(last == "exclude_uids", part)).collect::<Vec<Value>>())
         }
-        "patterns" if !text.trim_start().starts_with('[') => Value::from(vec![Value::from(text)]),
+        // One pattern, which may hold commas and brackets.
+        "patterns" => Value::from(vec![Value::from(text)]),
         "service_name" | "endpoint" | "rung" => Value::from(text),
         _ => text.parse().unwrap_or_else(|_| Value::from(text)),
     }
@@ -204,6 +204,9 @@ fn plain(number: bool, text: &str) -> Value {
 /// Specification" and "OTLP Exporter Configuration"). `None`: not one of them.
 fn standard_variable(name: &str, value: &str) -> Option<Result<(&'static str, Value), String>> {
     const EXPORTER: &str = "OTEL_EXPORTER_OTLP_";
+    /// What a signal would need a way of its own for.
+    const SIGNAL_SETTINGS: &[&str] =
+        &["ENDPOINT", "HEADERS", "PROTOCOL", "CERTIFICATE", "CLIENT_KEY", "COMPRESSION", "TIMEOUT", "INSECURE"];
     let text = |key| Some(Ok((key, Value::from(value))));
     let millis = |key: &'static str| {
         Some(match value.parse::<u64>() {
@@ -233,6 +236,8 @@ fn standard_variable(name: &str, value: &str) -> Option<Result<(&'static str, Va
             "PROTOCOL" if value == "grpc" => None,
             "PROTOCOL" => Some(Err(format!("protocol {value:?} is not supported: set it to \"grpc\""))),
             "INSECURE" => None,
+            // How others aggregate metrics is not our matter.
+            other if SIGNAL_SETTINGS.iter().all(|end| !other.ends_with(end)) => None,
             other => Some(Err(format!(
                 "{EXPORTER}{other} is not supported: all signals go to one endpoint, set {EXPORTER}ENDPOINT"
             ))),
@@ -415,7 +420,12 @@ mod tests {
             let problem = Loaded::read(None, environment(&[(name, "Bearer s3cr3t")]), vec![]).expect_err("refused");
             assert!(problem[0].contains(name) && !problem[0].contains("s3cr3t"), "{problem:?}");
         }
-        let service = [("LEAF_SERVICE_HOST", "10.0.0.7"), ("LEAF_PORT_4317_TCP", "tcp://10.0.0.7:4317")];
+        let service = [
+            ("LEAF_SERVICE_HOST", "10.0.0.7"),
+            ("LEAF_PORT_4317_TCP", "tcp://10.0.0.7:4317"),
+            ("LEAF_COLLECTOR_SERVICE_PORT", "4317"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta"),
+        ];
         assert!(Loaded::read(None, environment(&service), vec![]).is_ok(), "Kubernetes sets these by itself");
         let refused = Loaded::read(None, environment(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]), vec![]);
         assert!(refused.expect_err("unsupported")[0].contains("http/json"));

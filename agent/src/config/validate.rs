@@ -4,6 +4,9 @@ use super::{Config, rungs};
 use crate::probes::ROOMS;
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
+/// Events a second, or at once, that a rate may allow: more is no limit.
+const MOST_EVENTS: u64 = 10_000_000;
+
 /// The problems of a configuration, each with its key.
 pub fn validate(config: &Config) -> Vec<(String, String)> {
     let mut problems = Vec::new();
@@ -27,6 +30,11 @@ pub fn validate(config: &Config) -> Vec<(String, String)> {
         if !rungs().contains(&room.rung.as_str()) {
             problem(&key("rung"), format!("{:?} is none of {}", room.rung, rungs().join(", ")));
         }
+        for (field, value) in [("rate_limit", room.rate_limit), ("rate_burst", room.rate_burst)] {
+            if value > MOST_EVENTS {
+                problem(&key(field), format!("{value} is more than {MOST_EVENTS}"));
+            }
+        }
         if room.rate_limit > 0 && room.rate_burst == 0 {
             problem(&key("rate_burst"), "0 with a rate limit lets no event through; set 1 or more".into());
         }
@@ -47,7 +55,9 @@ pub fn validate(config: &Config) -> Vec<(String, String)> {
     if !config.otlp.endpoint.is_empty() {
         let uri = config.otlp.endpoint.parse::<http::Uri>();
         let scheme = uri.as_ref().ok().and_then(http::Uri::scheme_str);
-        if !matches!(scheme, Some("http" | "https")) || uri.is_ok_and(|uri| uri.host().is_none()) {
+        if uri.as_ref().is_ok_and(|uri| uri.authority().is_some_and(|authority| authority.as_str().contains('@'))) {
+            problem("otlp.endpoint", "holds a user or a password; put them into otlp.headers".into());
+        } else if !matches!(scheme, Some("http" | "https")) || uri.is_ok_and(|uri| uri.host().is_none()) {
             problem(
                 "otlp.endpoint",
                 format!("{:?} is not of the form http://HOST:PORT or https://HOST:PORT", config.otlp.endpoint),

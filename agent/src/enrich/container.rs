@@ -1,7 +1,10 @@
 //! Control groups by number, and what their paths say about containers.
 
 use rustc_hash::FxHashMap;
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Groups remembered; past this the table starts anew.
 const MAX_CGROUPS: usize = 32_768;
@@ -94,23 +97,23 @@ impl Cgroups {
         }
     }
 
-    /// The group of a process: known, or found in /proc/PID/cgroup while the
-    /// process lives, or its parent's if that has the same name, or at worst
+    /// The group of a process: known, or found in its folder in /proc while it lives, or its parent's if that has the same name, or at worst
     /// the last part of its path, which the record carries.
     pub fn resolve<'a>(
         &mut self,
         id: CgroupId,
-        pid: u32,
+        process: impl FnOnce() -> Option<PathBuf>,
         leaf: &str,
         parent: impl FnOnce() -> Option<&'a Arc<Cgroup>>,
     ) -> Arc<Cgroup> {
-        if let Some(known) = self.known.get(&id) {
+        let known = self.known.get(&id);
+        if let Some(known) = known.filter(|known| !known.partial) {
             return Arc::clone(known);
         }
         // The process may have moved since: the name must fit.
         let fits = |path: &str| leaf.is_empty() || path.rsplit('/').next() == Some(leaf);
-        let found = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .ok()
+        let found = process()
+            .and_then(|folder| std::fs::read_to_string(folder.join("cgroup")).ok())
             .and_then(|text| path_in_hierarchy(&text, id.hierarchy).map(str::to_owned))
             .filter(|path| fits(path))
             .or_else(|| parent().map(|parent| parent.path.clone()).filter(|path| !leaf.is_empty() && fits(path)));
@@ -317,11 +320,11 @@ mod tests {
         let mut cgroups = Cgroups::default();
         let id = CgroupId { hierarchy: 0, id: 77 };
         cgroups.made(id, &format!("/docker/{ID}"));
-        let cgroup = cgroups.resolve(id, u32::MAX, ID, || None);
+        let cgroup = cgroups.resolve(id, || None, ID, || None);
         assert_eq!(cgroup.container.as_ref().map(|c| c.id.as_str()), Some(ID));
         assert!(!cgroup.partial);
         let unknown =
-            cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, u32::MAX, &format!("docker-{ID}.scope"), || None);
+            cgroups.resolve(CgroupId { hierarchy: 0, id: 78 }, || None, &format!("docker-{ID}.scope"), || None);
         assert!(unknown.partial);
         assert_eq!(unknown.container.as_ref().and_then(|c| c.runtime), Some("docker"));
     }
@@ -330,9 +333,9 @@ mod tests {
     fn a_group_that_is_not_known_is_its_parents_if_the_name_fits() {
         let mut cgroups = Cgroups::default();
         let parent = Arc::new(Cgroup::from_path("/system.slice/ssh.service"));
-        let child = cgroups.resolve(CgroupId { hierarchy: 0, id: 1 }, u32::MAX, "ssh.service", || Some(&parent));
+        let child = cgroups.resolve(CgroupId { hierarchy: 0, id: 1 }, || None, "ssh.service", || Some(&parent));
         assert_eq!(child.path, "/system.slice/ssh.service");
-        let other = cgroups.resolve(CgroupId { hierarchy: 0, id: 2 }, u32::MAX, "cron.service", || Some(&parent));
+        let other = cgroups.resolve(CgroupId { hierarchy: 0, id: 2 }, || None, "cron.service", || Some(&parent));
         assert_eq!((other.path.as_str(), other.partial), ("cron.service", true));
     }
 

@@ -13,9 +13,13 @@ pub mod redact;
 use clock::Clock;
 use container::Cgroups;
 use process::ProcessTable;
+use std::path::PathBuf;
 
 /// What the agent knows about the node while it runs.
 pub struct Node {
+    /// Where /proc speaks of the processes of events; `None` in a pid namespace
+    /// that is not the host's, where it speaks of others.
+    pub proc: Option<PathBuf>,
     /// Boot clock to Unix time.
     pub clock: Clock,
     /// Live processes and the recently dead.

@@ -163,7 +163,9 @@ impl ProcessTable {
 
     /// A new process, with the program of its parent.
     pub fn fork(&mut self, seen: &Seen<'_>) -> Slot {
-        if let Some(slot) = self.find(seen) {
+        // Seeding may have been faster than the event; an older entry is of one that had the pid before.
+        let is_new = |slot: &Slot| seen.start.is_some() || self.get(*slot).start.boot + 2 * TICK_NS >= seen.time_ns;
+        if let Some(slot) = self.find(seen).filter(is_new) {
             return slot;
         }
         let slot = self.insert(seen);

@@ -29,8 +29,19 @@ pub struct Redactor {
 }
 
 /// Anywhere in a name, in any case.
-const SECRET_PARTS: &[&str] =
-    &["password", "passwd", "passphrase", "secret", "token", "authorization", "credential", "apikey", "cookie"];
+const SECRET_PARTS: &[&str] = &[
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "authorization",
+    "credential",
+    "apikey",
+    "accesskey",
+    "privatekey",
+    "cookie",
+];
 
 /// As a whole word of a name.
 const SECRET_WORDS: &[&str] = &["key", "keys", "pass", "pwd", "auth", "bearer"];
@@ -65,7 +76,8 @@ impl Redactor {
         let trimmed = arguments.iter().rposition(|&b| b != 0).map_or(&[][..], |last| &arguments[..=last]);
         match self.mode {
             CommandLine::Executable => {
-                let program = trimmed.split(|&b| b == 0).next().unwrap_or_default();
+                // A process that has rewritten its title may have its arguments behind a space.
+                let program = trimmed.split(|&b| b == 0 || b == b' ').next().unwrap_or_default();
                 let name = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
                 push_lossy(out, name);
             }
@@ -141,6 +153,13 @@ fn write_argument(text: &str, out: &mut String) -> Expect {
             rest = &rest[first.len_utf8()..];
             continue;
         }
+        if let Some(len) = joined_user_and_password(rest) {
+            out.push_str(rest.split(':').next().unwrap_or_default());
+            out.push(':');
+            out.push_str(REDACTED);
+            rest = &rest[len..];
+            continue;
+        }
         let begins = rest.len() == text.len();
         let ascii = rest.bytes().position(|b| !IS_NAME[b as usize]).unwrap_or(rest.len());
         // Only past ASCII is a character more than a byte.
@@ -179,47 +198,93 @@ fn write_argument(text: &str, out: &mut String) -> Expect {
     Expect::Anything
 }
 
+/// What ends a word of a script.
+const WORD_ENDS: &[char] = &[' ', '\t', '\n', ';', '&', '|'];
+
 /// What stands before `user:password` and that itself, after one of
-/// [`USER_FLAGS`] in a script or behind a `=`; or what is left of it where it
-/// stands in one word with the flag (`-uroot:password`).
+/// [`USER_FLAGS`] in a script or behind a `=`.
 fn user_and_password<'a>(name: &str, after: &'a str) -> Option<(&'a str, &'a str)> {
-    let joined = (name.starts_with("-u") || name.starts_with("-U")) && after.starts_with(':');
-    let value = if USER_FLAGS.contains(&name) {
-        after.trim_start_matches([' ', '='])
-    } else if joined {
-        after
-    } else {
+    if !USER_FLAGS.contains(&name) {
         return None;
-    };
-    let (value, end) = match value.chars().next() {
-        Some(quote @ ('"' | '\'')) => (&value[1..], value[1..].find(quote)),
-        _ => (value, value.find([' ', '\t', '\n', ';', '&', '|', '"', '\''])),
-    };
-    let before = &after[..after.len() - value.len()];
-    let value = &value[..end.unwrap_or(value.len())];
-    (value.contains(':') && !value.contains("://")).then_some((before, value))
+    }
+    let (before, value) = value_in(after, after.trim_start_matches([' ', '=']), WORD_ENDS);
+    is_user_and_password(value).then_some((before, value))
+}
+
+/// The length of `-uroot:password`, a flag and its value in one word.
+fn joined_user_and_password(text: &str) -> Option<usize> {
+    if !text.starts_with("-u") && !text.starts_with("-U") {
+        return None;
+    }
+    let word = &text[..value_len(text, WORD_ENDS)];
+    is_user_and_password(word).then_some(word.len())
+}
+
+fn is_user_and_password(text: &str) -> bool {
+    text.contains(':') && !text.contains("://")
 }
 
 /// What follows a secret's name: the separator with an opening quote, and the value.
 fn secret_after<'a>(name: &str, after: &'a str) -> Option<(&'a str, &'a str)> {
-    // `"name": …` in JSON: the name's own closing quote.
-    let unquoted = after.trim_start_matches(['"', '\'']);
+    // `"name": …` in JSON, which may itself be quoted: the name's own closing quote.
+    let unquoted = after.trim_start_matches(['"', '\'', '\\']);
     let spaced = unquoted.trim_start_matches(' ');
+    let spaces = spaced.len() < unquoted.len();
     let separator = spaced.chars().next().unwrap_or(' ');
     let value = match separator {
-        '=' | ':' => spaced[1..].trim_start_matches(' '),
-        // `--flag value` inside a script.
-        _ if name.starts_with('-') && spaced.len() < unquoted.len() && !spaced.starts_with('-') => spaced,
+        // `=>` and `==` too.
+        '=' | ':' => spaced[1..].trim_start_matches(['=', '>', ' ']),
+        // `--flag value` inside a script, and `Bearer value`.
+        _ if spaces && !spaced.starts_with('-') && (name.starts_with('-') || name.eq_ignore_ascii_case("bearer")) => {
+            spaced
+        }
         _ => return None,
     };
-    let (value, end) = match value.chars().next() {
-        Some(quote @ ('"' | '\'')) => (&value[1..], value[1..].find(quote)),
-        // A header's value may have spaces; it ends with the line or the quote around it.
-        _ if separator == ':' => (value, value.find(['"', '\'', '\n', '\r'])),
-        _ => (value, value.find([' ', '\t', '\n', '&', ';', '"', '\''])),
+    // A header's value may have spaces; it ends with the line or the quote around it.
+    let is_header = separator == ':' && !value.starts_with(['"', '\'', '\\']);
+    if is_header {
+        let end = value.find(['"', '\'', '\n', '\r']).unwrap_or(value.len());
+        return Some((&after[..after.len() - value.len()], &value[..end]));
+    }
+    Some(value_in(after, value, WORD_ENDS))
+}
+
+/// The value that `rest`, the end of `text`, begins with, and what stands before
+/// it in `text`, an opening quote included.
+fn value_in<'a>(text: &'a str, rest: &'a str, ends: &[char]) -> (&'a str, &'a str) {
+    let unescaped = rest.trim_start_matches('\\');
+    let escaped = unescaped.len() < rest.len();
+    let (value, len) = match unescaped.chars().next() {
+        Some(quote @ ('"' | '\'')) => (&unescaped[1..], quoted_len(&unescaped[1..], quote, escaped)),
+        _ => (rest, value_len(rest, ends)),
     };
-    let before = &after[..after.len() - value.len()];
-    Some((before, &value[..end.unwrap_or(value.len())]))
+    (&text[..text.len() - value.len()], &value[..len])
+}
+
+/// Bytes up to the closing quote, which is escaped as the opening one was.
+fn quoted_len(text: &str, quote: char, escaped: bool) -> usize {
+    let closes = |at: &usize| text[..*at].ends_with('\\') == escaped || (quote == '\'' && !escaped);
+    let end = text.match_indices(quote).map(|(at, _)| at).find(closes).unwrap_or(text.len());
+    text[..end].trim_end_matches('\\').len()
+}
+
+/// Bytes up to one of `ends` outside quotes. A quote without a partner is the
+/// closing one around it all.
+fn value_len(text: &str, ends: &[char]) -> usize {
+    let mut at = 0;
+    while let Some(next) = text[at..].chars().next() {
+        if ends.contains(&next) {
+            return at;
+        }
+        at += next.len_utf8();
+        if matches!(next, '"' | '\'') {
+            match text[at..].find(next) {
+                Some(partner) => at += partner + 1,
+                None => return at - 1,
+            }
+        }
+    }
+    text.len()
 }
 
 /// Appends `user:password@host` up to the path without the password; returns what follows.
@@ -228,8 +293,7 @@ fn write_authority<'a>(scheme: &str, text: &'a str, out: &mut String) -> &'a str
     let (authority, rest) = text.split_at(end);
     // A password may itself hold an `@`: the last one counts.
     let Some((user, host)) = authority.rsplit_once('@') else {
-        out.push_str(authority);
-        return rest;
+        return write_host(text, authority, rest, out);
     };
     match user.split_once(':') {
         Some((user, _)) => {
@@ -243,6 +307,25 @@ fn write_authority<'a>(scheme: &str, text: &'a str, out: &mut String) -> &'a str
     out.push('@');
     out.push_str(host);
     rest
+}
+
+/// Appends an authority without `@`. What stands where a port should and is
+/// none is a password with a character that ended the authority too soon, or
+/// one that was cut off with the rest of the line.
+fn write_host<'a>(text: &'a str, authority: &str, rest: &'a str, out: &mut String) -> &'a str {
+    let word = &text[..text.find([' ', '"', '\'', '\n']).unwrap_or(text.len())];
+    match authority.split_once(':') {
+        Some((user, port)) if !authority.starts_with('[') && !port.bytes().all(|b| b.is_ascii_digit()) => {
+            out.push_str(user);
+            out.push(':');
+            out.push_str(REDACTED);
+            &text[word.rfind('@').unwrap_or(word.len())..]
+        }
+        _ => {
+            out.push_str(authority);
+            rest
+        }
+    }
 }
 
 fn is_name(c: char) -> bool {
@@ -354,6 +437,18 @@ mod tests {
             (&["mysql", "--password", "s3cr3t", "db"], "mysql --password [REDACTED] db"),
             (&["env", "AWS_SECRET_ACCESS_KEY=s3cr3t", "aws"], "env AWS_SECRET_ACCESS_KEY=[REDACTED] aws"),
             (&["x", "--apiKey", "s3cr3t"], "x --apiKey [REDACTED]"),
+            (
+                &["sh", "-c", r#"curl -d "{\"password\":\"s3cr3t\"}""#],
+                r#"sh -c curl -d "{\"password\":\"[REDACTED]\"}""#,
+            ),
+            (&["ruby", "-e", "password => \"s3cr3t\""], "ruby -e password => \"[REDACTED]\""),
+            (&["sh", "-c", "curl -u admin:'s3cr3t' h"], "sh -c curl -u admin:[REDACTED] h"),
+            (&["sh", "-c", "cd; PASSWORD=x\"y s3cr3t\" run"], "sh -c cd; PASSWORD=[REDACTED] run"),
+            (&["curl", "-uuser@ex.com:s3cr3t", "h"], "curl -uuser@ex.com:[REDACTED] h"),
+            (&["psql", "mysql://u:s3/cr3t@host/db"], "psql mysql://u:[REDACTED]@host/db"),
+            (&["psql", "postgres://u:s3cr3t"], "psql postgres://u:[REDACTED]"),
+            (&["curl", "-H", "X-Foo: Bearer s3cr3t"], "curl -H X-Foo: Bearer [REDACTED]"),
+            (&["x", "--accesskey=s3cr3t"], "x --accesskey=[REDACTED]"),
             (&["x", "--token", "-s3cr3t", "--token", "--verbose"], "x --token [REDACTED] --token --verbose"),
             (&["curl", "--user=admin:s3cr3t", "host"], "curl --user=admin:[REDACTED] host"),
             (&["curl", "-uadmin:s3cr3t", "host"], "curl -uadmin:[REDACTED] host"),

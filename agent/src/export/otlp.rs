@@ -72,13 +72,9 @@ impl Otlp {
                 Ok(answer) => {
                     self.recovered();
                     if answer.rejected > 0 || !answer.message.is_empty() {
-                        self.tell(format!(
-                            "{} rejected {} of {} records: {}",
-                            self.settings.endpoint,
-                            answer.rejected,
-                            block.records(),
-                            if answer.message.is_empty() { "it gave no reason" } else { &answer.message }
-                        ));
+                        let (rejected, records) = (answer.rejected, block.records());
+                        let reason = if answer.message.is_empty() { "it gave no reason" } else { &answer.message };
+                        self.tell(&format!("rejected {rejected} of {records} records"), reason);
                     }
                     return block.settle(answer.rejected);
                 }
@@ -89,13 +85,8 @@ impl Otlp {
                 }
                 Err(status) => {
                     self.recovered();
-                    self.tell(format!(
-                        "{} refused a batch for good, its {} records are lost: {}",
-                        self.settings.endpoint,
-                        block.records(),
-                        reason(&status)
-                    ));
                     let records = block.records();
+                    self.tell(&format!("refused a batch for good, its {records} records are lost"), &reason(&status));
                     return block.settle(records);
                 }
             }
@@ -143,11 +134,11 @@ impl Otlp {
         }
     }
 
-    /// Warns, but not with the same words again.
-    fn tell(&mut self, text: String) {
-        if text != self.told {
-            tracing::warn!("{text}");
-            self.told = text;
+    /// Warns, but not for the same reason again.
+    fn tell(&mut self, what: &str, reason: &str) {
+        if reason != self.told {
+            tracing::warn!("{} {what}: {reason}; this is told once, the ledger counts on", self.settings.endpoint);
+            reason.clone_into(&mut self.told);
         }
     }
 }
@@ -218,6 +209,10 @@ fn answer(signal: Signal, bytes: Bytes) -> Answer {
 }
 
 fn is_retryable(status: &Status) -> bool {
+    // Not an answer but a connection that failed, whatever code stands for it.
+    if std::error::Error::source(status).is_some() {
+        return true;
+    }
     match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
@@ -227,8 +222,6 @@ fn is_retryable(status: &Status) -> bool {
         | Code::DataLoss => true,
         // Only where the server says that it can recover.
         Code::ResourceExhausted => contains(status.details(), b"google.rpc.RetryInfo"),
-        // Not an answer but a connection that failed.
-        Code::Unknown => std::error::Error::source(status).is_some(),
         _ => false,
     }
 }

@@ -23,11 +23,8 @@ const LAST: &[&str] = &["cmdline", "filename"];
 /// Headings are repeated after this many lines.
 const PAGE: u64 = 40;
 
-const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
 const RED: &str = "\x1b[31m";
-const GREEN: &str = "\x1b[32m";
-const BLUE: &str = "\x1b[34m";
 const RESET: &str = "\x1b[0m";
 
 /// Writes lines; remembers when a heading is due.
@@ -106,17 +103,10 @@ fn pad(line: &mut String, text: &str, width: i32) {
     let _ = if width < 0 { write!(line, "{text:>cells$}") } else { write!(line, "{text:<cells$}") };
 }
 
-/// By how the event went: failed ends red, beginnings green and blue, the rest dim.
+/// What failed stands out.
 fn colour(data: &Map<String, Value>) -> &'static str {
     let failed = data.contains_key("signal") || data.get("exit_code").is_some_and(|code| code != 0);
-    let event = data.get("type").and_then(Value::as_str).unwrap_or_default();
-    match event.rsplit('_').next() {
-        _ if failed => RED,
-        Some("exec" | "accept" | "connect") => GREEN,
-        Some("fork") => BLUE,
-        Some("exit" | "close") => DIM,
-        _ => "",
-    }
+    if failed { RED } else { "" }
 }
 
 /// Unix ns as the time of day in UTC.

@@ -2,6 +2,7 @@
 //! and each rung that did not is reported with its reason and the way out.
 
 use super::{
+    btf,
     load::{Kernel, LoadError},
     ring::Ring,
     support::Capabilities,
@@ -13,7 +14,7 @@ use crate::{
 use aya::{
     Ebpf, EbpfError,
     maps::MapError,
-    programs::{BtfTracePoint, ProgramError, TracePoint},
+    programs::{BtfTracePoint, ProgramError, TracePoint, trace_point::TracePointError},
 };
 use serde::Serialize;
 use std::{io, path::PathBuf};
@@ -146,7 +147,11 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
     match *rung {
         Rung::BtfTracepoint { tracepoint, program } => {
             let btf = kernel.btf.as_ref().map_err(|reason| {
-                refusal(rung, reason.clone(), "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y".into())
+                let way_out = match std::path::Path::new(btf::VMLINUX).exists() {
+                    true => REPORT,
+                    false => "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
+                };
+                refusal(rung, reason.clone(), way_out.into())
             })?;
             let loaded: &mut BtfTracePoint = get(ebpf, rung, program)?;
             loaded
@@ -206,6 +211,10 @@ fn program_refusal(rung: &Rung, program: &str, error: &ProgramError) -> Refusal 
                 format!("{} failed: {}", error.call, error.io_error)
             };
             (what, denied(&error.io_error))
+        }
+        ProgramError::TracePointError(TracePointError::FileError { filename, io_error }) => {
+            let cause = format!("failed to read {}: {io_error}", filename.display());
+            (cause, denied(io_error))
         }
         ProgramError::Btf(error) => (error.to_string(), "use a newer kernel".into()),
         other => (causes(other), REPORT.into()),

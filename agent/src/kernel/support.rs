@@ -45,6 +45,15 @@ impl Capabilities {
     }
 }
 
+/// Whether SIGHUP is ignored, as nohup(1) sets it for its command.
+#[must_use]
+pub fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Signal 1 is bit 0.
+    ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
 /// Where tracefs is mounted, if it is.
 #[must_use]
 pub fn tracefs() -> Option<PathBuf> {

@@ -27,7 +27,8 @@ const TICK: u64 = 10_000_000;
 
 /// Time and allocations per event, once the table of processes is full.
 pub fn run(report: &mut Report) -> Result<()> {
-    let mut node = Node { clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
+    let mut node =
+        Node { proc: None, clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
     let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod8dbc5577_d0e2_4706_8787_57d52c03ddf2.slice/\
                 cri-containerd-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope";
     node.cgroups.made(leaf::enrich::container::CgroupId { hierarchy: 0, id: 77 }, path);
@@ -138,6 +139,8 @@ impl Records {
             task.start_ns = u64::from(index) * TICK;
             task.time_ns = task.start_ns + 1000;
         }
+        // One in four fails.
+        self.exit.status = i32::from(index.is_multiple_of(4)) << 8;
         let cmdline = COMMAND_LINES[index as usize % COMMAND_LINES.len()];
         self.exec.cmdline[..cmdline.len()].copy_from_slice(cmdline);
         self.exec.cmdline_len = cmdline.len() as u32;

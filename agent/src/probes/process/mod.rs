@@ -11,7 +11,8 @@ use crate::{
         Node,
         clock::Clock,
         container::CgroupId,
-        process::{Seen, Slot, set_lossy, until_nul},
+        process::{Process, Seen, Slot, set_lossy, until_nul},
+        procfs::{ProcProcess, TICK_NS},
         redact::{Redactor, push_lossy},
     },
     otlp::metrics::Counter,
@@ -19,7 +20,10 @@ use crate::{
 use agent_common::process::{Exec, Exit, Fork, Offsets, Task, missing};
 use decode::Event;
 use otel::Outcome;
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// See [`Descriptor`].
 pub const DESCRIPTOR: Descriptor = Descriptor {
@@ -71,6 +75,8 @@ pub struct ProcessRoom {
     created: u64,
     execs: u64,
     ended: [u64; Outcome::ALL.len()],
+    /// Why a process failed; kept to reuse its memory.
+    error: String,
 }
 
 impl ProcessRoom {
@@ -83,6 +89,7 @@ impl ProcessRoom {
             created: 0,
             execs: 0,
             ended: Default::default(),
+            error: String::new(),
         }
     }
 
@@ -106,11 +113,12 @@ impl ProcessRoom {
         if process.exec_ns == 0 {
             process.exec_ns = exec.task.time_ns;
         }
-        set_executable(&mut process.executable, exec.task.pid, &exec.filename[..exec.filename_len as usize]);
+        let folder = || process_folder(&node.proc, exec.task.pid);
+        set_executable(&mut process.executable, folder, &exec.filename[..exec.filename_len as usize]);
         process.command_line.clear();
         if exec.task.missing & missing::CMDLINE == 0 {
             self.redactor.write(&exec.cmdline[..exec.cmdline_len as usize], &mut process.command_line);
-        } else if let Ok(cmdline) = std::fs::read(format!("/proc/{}/cmdline", exec.task.pid)) {
+        } else if let Some(cmdline) = folder().and_then(|folder| std::fs::read(folder.join("cmdline")).ok()) {
             self.redactor.write(&cmdline, &mut process.command_line);
         }
         otel::log("process_exec", &exec.task, node.processes.get(slot), &node.clock, out, |_| {});
@@ -130,7 +138,7 @@ impl ProcessRoom {
         let end = otel::End::of(exit);
         self.ended[end.outcome() as usize] += 1;
         otel::log("process_exit", &exit.task, process, &node.clock, out, |attributes| end.write(attributes));
-        otel::span(&exit.task, process, &end, &node.clock, out);
+        otel::span(&exit.task, process, &end, &node.clock, &mut self.error, out);
         node.processes.end(slot);
     }
 }
@@ -151,7 +159,7 @@ impl Room for ProcessRoom {
             }
             if let Some(process) = change.process() {
                 // First, so that parents and control groups are known to the event.
-                if !change.is_new() || node.processes.by_pid(process.pid).is_none_or(|known| known.ended) {
+                if !change.is_new() || node.processes.by_pid(process.pid).is_none_or(|known| !is_same(known, process)) {
                     node.processes.insert_from_proc(process, &mut self.redactor, &node.clock);
                 }
             }
@@ -194,6 +202,11 @@ impl Room for ProcessRoom {
     }
 }
 
+/// Whether the table's entry is of this very process, and not of one that had its pid before.
+fn is_same(known: &Process, process: &ProcProcess) -> bool {
+    !known.ended && known.start.boot / TICK_NS == process.stat.start_ns / TICK_NS
+}
+
 fn seen<'a>(task: &'a Task, clock: &Clock) -> Seen<'a> {
     Seen {
         pid: task.pid,
@@ -215,17 +228,23 @@ fn resolve_cgroup(task: &Task, slot: Slot, node: &mut Node) {
     let id = CgroupId { hierarchy: task.cgroup.hierarchy, id: task.cgroup.id };
     let processes = &node.processes;
     let parent = || processes.by_pid(task.ppid).and_then(|parent| parent.cgroup.as_ref());
-    let cgroup = node.cgroups.resolve(id, task.pid, leaf, parent);
+    let folder = || process_folder(&node.proc, task.pid);
+    let cgroup = node.cgroups.resolve(id, folder, leaf, parent);
     let process = node.processes.get_mut(slot);
     if process.cgroup.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &cgroup)) {
         process.cgroup = Some(cgroup);
     }
 }
 
+/// Where /proc speaks of a process, if it does.
+fn process_folder(proc: &Option<PathBuf>, pid: u32) -> Option<PathBuf> {
+    proc.as_ref().map(|proc| proc.join(pid.to_string()))
+}
+
 /// The path as given to execve; what is relative or a file descriptor is looked up while the process lives.
-fn set_executable(text: &mut String, pid: u32, filename: &[u8]) {
+fn set_executable(text: &mut String, process: impl FnOnce() -> Option<PathBuf>, filename: &[u8]) {
     use std::os::unix::ffi::OsStrExt as _;
-    let link = if filename.starts_with(b"/dev/fd/") || filename.starts_with(b"/proc/self/") {
+    let link = if filename.is_empty() || filename.starts_with(b"/dev/fd/") || filename.starts_with(b"/proc/self/") {
         Some("exe")
     } else if filename.starts_with(b"/") {
         None
@@ -233,7 +252,7 @@ fn set_executable(text: &mut String, pid: u32, filename: &[u8]) {
         Some("cwd")
     };
     if let Some(link) = link
-        && let Ok(target) = std::fs::read_link(format!("/proc/{pid}/{link}"))
+        && let Some(Ok(target)) = process().map(|process| std::fs::read_link(process.join(link)))
     {
         set_lossy(text, target.as_os_str().as_bytes());
         if link == "cwd" {
@@ -268,7 +287,8 @@ mod tests {
         let scope = Scope { name: "leaf.process".into(), stream: "process", source: "test" };
         let batch =
             |signal| Some(Batch::new(signal, &Resource::default(), &scope, 1 << 20, Arc::new(Ledger::new("test"))));
-        let node = Node { clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
+        let node =
+            Node { proc: None, clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
         let mut out = Output::new(batch(Signal::Logs), batch(Signal::Traces));
         out.at(Instant::now(), 1);
         (ProcessRoom::new(&Config::default()), node, out)

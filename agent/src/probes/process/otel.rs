@@ -165,10 +165,9 @@ pub fn log(
     });
 }
 
-/// Adds the span of a process that has ended.
-pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, out: &mut Output) {
-    let mut error = String::new();
-    let failed = end.error(&mut error);
+/// Adds the span of a process that has ended; `error` is memory to write its error to.
+pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, error: &mut String, out: &mut Output) {
+    let failed = end.error(error);
     let begin = [process.exec_ns, process.start.boot, task.time_ns].into_iter().find(|ns| *ns != 0);
     let base = process.executable.rsplit('/').next().filter(|base| !base.is_empty());
     let span = Span {
