@@ -23,6 +23,16 @@ pub const WITHOUT_TRACEFS: [&str; 6] = [
     "sh",
 ];
 
+/// In a mount namespace of its own, where tracefs may only be read.
+pub const WITH_READ_ONLY_TRACEFS: [&str; 6] = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t tracefs tracefs /sys/kernel/tracing && mount -o remount,ro,bind /sys/kernel/tracing && exec \"$@\"",
+    "sh",
+];
+
 /// As the user `nobody`, without any capability.
 pub const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use leaf_tests::agent::{self, AgentProcess};
-use leaf_tests::launch::{AS_NOBODY, ForEveryone, WITH_TRACEFS, WITHOUT_TRACEFS};
+use leaf_tests::launch::{AS_NOBODY, ForEveryone, WITH_READ_ONLY_TRACEFS, WITH_TRACEFS, WITHOUT_TRACEFS};
 use leaf_tests::ledger::Line;
 use leaf_tests::place::{self, Folder};
 use leaf_tests::skip::{is_root, require};
@@ -145,6 +145,20 @@ fn without_tracefs_the_classic_rung_is_refused_with_the_way_out_and_the_agent_ru
 }
 
 #[test]
+fn a_tracefs_that_may_only_be_read_is_enough() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let agent = watching(&WITH_READ_ONLY_TRACEFS, &[("LEAF_ROOMS_PROCESS_RUNG", "tracepoint")])?;
+    let child = Truth::of(Command::new("/bin/sh").args(["-c", "exit 3"]), |_| {})?;
+    let finished = agent.terminate(PATIENCE)?;
+    assert!(finished.stderr.contains("process: watching by tracepoint"), "{}", finished.stderr);
+    let envelopes = envelopes(&finished.stdout)?;
+    assert_eq!(types(&events_of(&envelopes, child.pid)), ["process_fork", "process_exec", "process_exit"]);
+    Ok(())
+}
+
+#[test]
 fn the_doctor_says_for_root_which_rung_each_hook_takes() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());
@@ -185,6 +199,19 @@ fn a_reader_that_leaves_ends_the_agent_quietly() -> Result<()> {
     child.stderr.take().context("piped")?.read_to_string(&mut stderr)?;
     assert_eq!(status.code(), Some(0));
     assert!(!stderr.contains("error") && !stderr.contains("ledger") && !stderr.contains("panicked"), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_the_agent() -> Result<()> {
+    let endpoint = format!("http://127.0.0.1:{}", place::free_port()?);
+    let args = ["run", "--endpoint", &endpoint, "--log-level", "debug", "--duration", "1s"];
+    let env = [("LEAF_OTLP_RETRY_INITIAL", "10ms"), ("LEAF_METRICS_INTERVAL", "100ms")];
+    let mut child = agent::command(&[], &args, &env)?.stderr(Stdio::piped()).spawn()?;
+    let mut reader = BufReader::new(child.stderr.take().context("piped")?);
+    reader.read_line(&mut String::new())?;
+    drop(reader);
+    assert_eq!(child.wait()?.code(), Some(0));
     Ok(())
 }
 

@@ -355,26 +355,31 @@ pub fn is_secret(name: &str) -> bool {
 /// Whether anything in a command line could be a secret: if not, which is
 /// almost always, it need not be taken apart.
 fn may_hold_secret(arguments: &[u8]) -> bool {
-    let (part, word) = secret_words_in(arguments);
-    part || word
-        || arguments.iter().enumerate().any(|(at, &b)| match b {
-            b':' => arguments[at..].starts_with(b"://"),
-            // All of `USER_FLAGS` have this in common.
-            b'-' => arguments.get(at + 1).is_some_and(|next| matches!(next, b'u' | b'U')),
-            _ => false,
-        })
+    arguments.windows(2).enumerate().any(|(at, pair)| match pair {
+        b":/" => arguments[at..].starts_with(b"://"),
+        // All of `USER_FLAGS` have this in common.
+        b"-u" | b"-U" => true,
+        _ => may_begin(pair) && SECRET_PARTS.iter().chain(SECRET_WORDS).any(|secret| begins(&arguments[at..], secret)),
+    })
+}
+
+/// Whether a secret word may begin with these two bytes: cheap, and almost always not.
+#[inline(always)]
+fn may_begin(pair: &[u8]) -> bool {
+    BEGINNINGS[usize::from(pair[0] & LETTER)] >> (pair[1] & LETTER) & 1 == 1
+}
+
+fn begins(text: &[u8], secret: &str) -> bool {
+    text.get(..secret.len()).is_some_and(|text| text.eq_ignore_ascii_case(secret.as_bytes()))
 }
 
 /// Whether one of [`SECRET_PARTS`] and one of [`SECRET_WORDS`] is in the text.
 fn secret_words_in(text: &[u8]) -> (bool, bool) {
     let (mut part, mut word) = (false, false);
     for (at, pair) in text.windows(2).enumerate() {
-        if BEGINNINGS[usize::from(pair[0] & LETTER)] >> (pair[1] & LETTER) & 1 == 1 {
-            let begins = |secret: &&str| {
-                text[at..].get(..secret.len()).is_some_and(|text| text.eq_ignore_ascii_case(secret.as_bytes()))
-            };
-            part |= SECRET_PARTS.iter().any(begins);
-            word |= SECRET_WORDS.iter().any(begins);
+        if may_begin(pair) {
+            part |= SECRET_PARTS.iter().any(|secret| begins(&text[at..], secret));
+            word |= SECRET_WORDS.iter().any(|secret| begins(&text[at..], secret));
         }
     }
     (part, word)

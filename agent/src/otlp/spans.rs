@@ -49,10 +49,11 @@ pub fn write(out: &mut Vec<u8>, span: &Span<'_>, attributes: impl FnOnce(&mut At
         wire::fixed64(out, 8, span.end);
         attributes(&mut Attributes { out, field: 9 });
         if let Some(reason) = span.error {
-            wire::message(out, 15, |out| {
-                wire::bytes(out, 2, reason.as_bytes());
-                wire::integer(out, 3, ERROR);
-            });
+            // Its length is known: nothing needs to be moved.
+            let code = 2;
+            wire::len_prefix(out, 15, 1 + wire::varint_len(reason.len() as u64) + reason.len() + code);
+            wire::bytes(out, 2, reason.as_bytes());
+            wire::integer(out, 3, ERROR);
         }
     });
 }

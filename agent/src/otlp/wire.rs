@@ -79,9 +79,18 @@ pub fn message(out: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u8>)) 
 
 #[cold]
 fn move_message(out: &mut Vec<u8>, start: usize, len: usize, kept: usize) {
-    let mut prefix = Vec::with_capacity(varint_len(len as u64));
-    varint(&mut prefix, len as u64);
-    out.splice(start..start + kept, prefix);
+    let mut prefix = [0; 10];
+    let (mut used, mut rest) = (0, len);
+    loop {
+        prefix[used] = rest as u8 & 0x7f;
+        used += 1;
+        rest >>= 7;
+        if rest == 0 {
+            break;
+        }
+        prefix[used - 1] |= 0x80;
+    }
+    out.splice(start..start + kept, prefix[..used].iter().copied());
 }
 
 #[cfg(test)]
