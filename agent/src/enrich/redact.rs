@@ -46,8 +46,8 @@ const SECRET_PARTS: &[&str] = &[
 /// As a whole word of a name.
 const SECRET_WORDS: &[&str] = &["key", "keys", "pass", "pwd", "auth", "bearer"];
 
-/// Names that hold such a word and are no secret.
-const HARMLESS: &[&str] = &["pwd", "oldpwd"];
+/// Names that hold such a word and are no secret: the shell's own, in capitals only.
+const HARMLESS: &[&str] = &["PWD", "OLDPWD"];
 
 /// Flags whose value is `user:password`.
 const USER_FLAGS: &[&str] = &["-u", "--user", "--proxy-user", "-U"];
@@ -349,7 +349,8 @@ pub fn is_secret(name: &str) -> bool {
     let name = name.trim_start_matches('-').as_bytes();
     let is = |secrets: &[&str], text: &[u8]| secrets.iter().any(|secret| text.eq_ignore_ascii_case(secret.as_bytes()));
     let (part, word) = secret_words_in(name);
-    (part || (word && words(name).any(|word| is(SECRET_WORDS, word)))) && !is(HARMLESS, name)
+    let harmless = HARMLESS.iter().any(|harmless| harmless.as_bytes() == name);
+    (part || (word && words(name).any(|word| is(SECRET_WORDS, word)))) && !harmless
 }
 
 /// Whether anything in a command line could be a secret: if not, which is
@@ -454,6 +455,8 @@ mod tests {
             (&["psql", "postgres://u:s3cr3t"], "psql postgres://u:[REDACTED]"),
             (&["curl", "-H", "X-Foo: Bearer s3cr3t"], "curl -H X-Foo: Bearer [REDACTED]"),
             (&["x", "--accesskey=s3cr3t"], "x --accesskey=[REDACTED]"),
+            (&["x", "--pwd=s3cr3t"], "x --pwd=[REDACTED]"),
+            (&["x", "Server=h;Pwd=s3cr3t;"], "x Server=h;Pwd=[REDACTED];"),
             (&["x", "--token", "-s3cr3t", "--token", "--verbose"], "x --token [REDACTED] --token --verbose"),
             (&["curl", "--user=admin:s3cr3t", "host"], "curl --user=admin:[REDACTED] host"),
             (&["curl", "-uadmin:s3cr3t", "host"], "curl -uadmin:[REDACTED] host"),
