@@ -134,7 +134,7 @@ impl Agent {
         for report in &reports {
             announce(report, &config.room(report.room));
         }
-        if !polls && !support::in_host_pid_namespace() {
+        if node.proc.is_none() {
             tracing::warn!(
                 "this pid namespace is not the host's: /proc does not know the processes of events; in Kubernetes set hostPID: true"
             );

@@ -329,8 +329,7 @@ fn write_host<'a>(text: &'a str, authority: &str, rest: &'a str, out: &mut Strin
 }
 
 fn is_name(c: char) -> bool {
-    u8::try_from(c)
-        .map_or_else(|_| c.is_alphanumeric(), |b| if b.is_ascii() { IS_NAME[b as usize] } else { c.is_alphanumeric() })
+    if c.is_ascii() { IS_NAME[c as usize] } else { c.is_alphanumeric() }
 }
 
 /// ASCII bytes that a name is made of.
@@ -347,10 +346,10 @@ const IS_NAME: [bool; 256] = {
 /// Whether a flag's, variable's or header's name says that its value is a secret.
 pub fn is_secret(name: &str) -> bool {
     let name = name.trim_start_matches('-').as_bytes();
-    let is = |secrets: &[&str], text: &[u8]| secrets.iter().any(|secret| text.eq_ignore_ascii_case(secret.as_bytes()));
+    let is_word = |text: &[u8]| SECRET_WORDS.iter().any(|secret| text.eq_ignore_ascii_case(secret.as_bytes()));
     let (part, word) = secret_words_in(name);
     let harmless = HARMLESS.iter().any(|harmless| harmless.as_bytes() == name);
-    (part || (word && words(name).any(|word| is(SECRET_WORDS, word)))) && !harmless
+    (part || (word && words(name).any(is_word))) && !harmless
 }
 
 /// Whether anything in a command line could be a secret: if not, which is

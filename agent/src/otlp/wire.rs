@@ -79,17 +79,13 @@ pub fn message(out: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u8>)) 
 
 #[cold]
 fn move_message(out: &mut Vec<u8>, start: usize, len: usize, kept: usize) {
+    // Written behind the message first, since that takes no memory of its own.
+    let end = out.len();
+    varint(out, len as u64);
+    let used = out.len() - end;
     let mut prefix = [0; 10];
-    let (mut used, mut rest) = (0, len);
-    loop {
-        prefix[used] = rest as u8 & 0x7f;
-        used += 1;
-        rest >>= 7;
-        if rest == 0 {
-            break;
-        }
-        prefix[used - 1] |= 0x80;
-    }
+    prefix[..used].copy_from_slice(&out[end..]);
+    out.truncate(end);
     out.splice(start..start + kept, prefix[..used].iter().copied());
 }
 
