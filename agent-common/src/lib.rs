@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod fields;
+pub mod network;
 pub mod process;
 
 pub use fields::{ABSENT, Source};

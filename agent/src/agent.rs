@@ -92,7 +92,7 @@ impl Agent {
         let (mut reports, mut ledgers, mut running) = (Vec::new(), Vec::new(), Vec::new());
         for room in rooms {
             let settings = config.room(room.name);
-            let (report, attached) = attach::attach(&kernel, room, &settings);
+            let (report, attached) = attach::attach(&kernel, room, &settings, &(room.tuning)(config));
             let way = match attached {
                 Some(attached) => {
                     waiter.add(&attached.ring).map_err(|error| StartError::Thread(error.into()))?;
@@ -128,7 +128,7 @@ impl Agent {
         let polls = running.iter().all(|running| matches!(running.way, Way::Procfs { .. }));
         let mut node = node(config, polls);
         for running in &mut running {
-            running.room.begin(&mut node);
+            running.room.begin(&mut node, running.way.programs());
         }
         // Said only now: whatever happens from here on is seen, on /proc too.
         for report in &reports {

@@ -10,12 +10,13 @@ use crate::{
     health::ledger::{Ledger, Reading},
     kernel::{
         attach::Attached,
+        programs::Programs,
         ring::{Ring, Waiter, Woken},
     },
     otlp::{
         Signal,
         batch::Block,
-        metrics::{self, Counter},
+        metrics::{self, Data, Metric},
         resource::{Resource, Scope},
     },
     probes::{Output, Room},
@@ -47,6 +48,16 @@ pub enum Way {
         /// When to look again.
         next: Instant,
     },
+}
+
+impl Way {
+    /// The room's programs in the kernel, if it has any.
+    pub fn programs(&mut self) -> Option<&mut Programs> {
+        match self {
+            Way::Ring(attached) => attached.programs(),
+            Way::Procfs { .. } => None,
+        }
+    }
 }
 
 /// The ledgers of a room, one per signal.
@@ -163,6 +174,7 @@ impl Drain {
             let records = running.look(now, &mut self.node, &self.queue);
             taken += records;
             more |= records == TURN;
+            running.tick(now, &mut self.node);
             running.out.take_due(self.periods.batch, |block| self.queue.offer(block));
         }
         (taken, more)
@@ -195,7 +207,7 @@ impl Drain {
                 Way::Procfs { next, .. } => Some(*next),
                 Way::Ring(_) => None,
             };
-            [batch, poll]
+            [batch, poll, running.room.due()]
         });
         let due = rooms.chain([self.next_metrics]).flatten().min();
         due.map_or(TICK, |due| due.saturating_duration_since(now))
@@ -215,10 +227,10 @@ impl Drain {
             .iter_mut()
             .map(|running| {
                 running.read_kernel();
-                let mut counters = running.room.counters();
-                counters.push(events_counter(&running.ledgers.events.read()));
-                counters.extend(running.notes_lost().map(notes_counter));
-                let (bytes, points) = metrics::encode(&self.resource, &running.scope, counters, self.started, now);
+                let mut metrics = running.room.metrics();
+                metrics.push(events_metric(&running.ledgers.events.read()));
+                metrics.extend(running.notes_lost().map(notes_metric));
+                let (bytes, points) = metrics::encode(&self.resource, &running.scope, metrics, self.started, now);
                 running.ledgers.points.attempted(points);
                 Block::new(Signal::Metrics, bytes.into(), points, Arc::clone(&running.ledgers.points))
             })
@@ -238,6 +250,7 @@ impl Drain {
             while running.look(now, &mut self.node, &self.queue) > 0
                 || (running.awaits_more() && Instant::now() < deadline)
             {}
+            running.room.finish(&mut self.node, &mut running.out);
             running.read_kernel();
             running.out.take_due(Duration::ZERO, |block| self.queue.offer_last(block));
         }
@@ -280,6 +293,14 @@ impl Running {
         }
     }
 
+    /// What the room has to do besides its records.
+    fn tick(&mut self, now: Instant, node: &mut Node) {
+        if self.room.due().is_some_and(|due| due <= now) {
+            let programs = self.way.programs();
+            self.room.tick(now, node, programs, &mut self.out);
+        }
+    }
+
     /// Whether a program has sent what has not been taken.
     fn awaits_more(&self) -> bool {
         match &self.way {
@@ -308,21 +329,23 @@ impl Running {
 }
 
 /// The ledger of a room's events as a metric.
-fn events_counter(events: &Reading) -> Counter {
+fn events_metric(events: &Reading) -> Metric {
     let outcomes = events.outcomes().into_iter().filter(|(outcome, _)| *outcome != "in_flight");
-    Counter {
+    Metric {
         name: "leaf.events",
         unit: "{event}",
         description: "Events that the room has seen, by what became of them",
-        series: outcomes.map(|(outcome, events)| (vec![("leaf.outcome", outcome.to_owned())], events)).collect(),
+        data: Data::Counter(
+            outcomes.map(|(outcome, events)| (vec![("leaf.outcome", outcome.to_owned())], events)).collect(),
+        ),
     }
 }
 
-fn notes_counter(lost: u64) -> Counter {
-    Counter {
+fn notes_metric(lost: u64) -> Metric {
+    Metric {
         name: "leaf.notes.lost",
         unit: "{record}",
         description: "Records that are no events, as the path of a new control group, and found no space in the ring",
-        series: vec![(Vec::new(), lost)],
+        data: Data::Counter(vec![(Vec::new(), lost)]),
     }
 }

@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
     resource::v1,
-    trace::v1::{ResourceSpans, ScopeSpans, Span as ProtoSpan, Status},
+    trace::v1::{ResourceSpans, ScopeSpans, Span as ProtoSpan, Status, span::Link},
 };
 use proptest::{collection::vec, prelude::*};
 use prost::Message as _;
@@ -135,12 +135,12 @@ proptest! {
     #[test]
     fn a_batch_of_spans_is_what_prost_encodes(
         texts in vec(("[a-z.]{1,20}", "\\PC{1,40}"), 0..12),
-        records in vec((vec(given(), 0..25), "\\PC{1,20}", 1..u64::MAX, any::<u128>(), any::<[u64; 2]>(), prop::option::of("\\PC{1,30}")), 1..5),
+        records in vec((vec(given(), 0..25), "\\PC{1,20}", 1..u64::MAX, any::<u128>(), any::<[u64; 2]>(), prop::option::of("\\PC{1,30}"), prop::option::of(any::<(u128, u64)>())), 1..5),
     ) {
         let (resource, scope) = who(&texts);
         let mut batch = batch(Signal::Traces, &resource, &scope);
         let mut spans = Vec::new();
-        for (attributes, name, start, trace_id, [span_id, parent], error) in &records {
+        for (attributes, name, start, trace_id, [span_id, parent], error, link) in &records {
             let span = Span {
                 context: SpanContext { trace_id: *trace_id, span_id: *span_id },
                 parent: *parent,
@@ -149,6 +149,7 @@ proptest! {
                 start: *start,
                 end: start.saturating_add(1),
                 error: error.as_deref(),
+                link: link.map(|(trace_id, span_id)| SpanContext { trace_id, span_id }),
             };
             batch.push(Instant::now(), |out| spans::write(out, &span, |to| attributes.iter().for_each(|a| a.write(to))));
             spans.push(ProtoSpan {
@@ -160,6 +161,14 @@ proptest! {
                 start_time_unix_nano: *start,
                 end_time_unix_nano: start.saturating_add(1),
                 attributes: attributes.iter().filter_map(Given::proto).collect(),
+                links: link
+                    .iter()
+                    .map(|(trace_id, span_id)| Link {
+                        trace_id: trace_id.to_be_bytes().to_vec(),
+                        span_id: span_id.to_be_bytes().to_vec(),
+                        ..Default::default()
+                    })
+                    .collect(),
                 status: error.as_ref().map(|error| Status { message: error.clone(), code: 2 }),
                 ..Default::default()
             });

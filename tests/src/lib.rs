@@ -13,7 +13,9 @@ pub mod container;
 pub mod daemon;
 pub mod kafka;
 pub mod launch;
+
 pub mod ledger;
+pub mod nginx;
 pub mod otlp;
 pub mod peer;
 pub mod pipeline;

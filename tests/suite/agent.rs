@@ -34,9 +34,10 @@ fn types<'a>(events: &[&'a Value]) -> Vec<&'a str> {
     events.iter().filter_map(|event| event["type"].as_str()).collect()
 }
 
-/// Starts an agent that prints JSON, and waits until it watches.
+/// Starts an agent that prints the events of processes as JSON, and waits until it watches.
 fn watching(launcher: &[&str], env: &[(&str, &str)]) -> Result<AgentProcess> {
-    let mut agent = AgentProcess::start_by(launcher, &JSON, env)?;
+    let arguments = [&JSON[..], &["--probes", "process"]].concat();
+    let mut agent = AgentProcess::start_by(launcher, &arguments, env)?;
     agent.wait_for_stderr("process: ", PATIENCE)?;
     Ok(agent)
 }

@@ -82,7 +82,10 @@ pub fn execute(args: &Args) -> Result<(), Refused> {
 fn examine(config: &Config) -> Report {
     let capabilities = Capabilities::effective();
     let kernel = Kernel::read(ROOMS);
-    let rooms = ROOMS.iter().map(|room| attach::attach(&kernel, room, &config.room(room.name)).0).collect();
+    let rooms = ROOMS
+        .iter()
+        .map(|room| attach::attach(&kernel, room, &config.room(room.name), &(room.tuning)(config)).0)
+        .collect();
     Report {
         agent: env!("CARGO_PKG_VERSION"),
         kernel: support::release(),

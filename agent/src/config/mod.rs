@@ -10,7 +10,7 @@ pub use sources::{CONFIG_VARIABLE, Flag, Loaded};
 
 use crate::{
     enrich::redact::{CommandLine, Redactor},
-    probes::{PROCFS, ROOMS},
+    probes::{PROCFS, ROOMS, network},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -39,6 +39,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What leaves the node.
     pub privacy: Privacy,
+    /// The network room.
+    pub network: network::Options,
     /// Settings of each room by its name.
     pub rooms: BTreeMap<String, Room>,
     /// Least severe message logged: `error`, `warn`, `info`, `debug` or `trace`.
@@ -209,6 +211,7 @@ impl Default for Config {
             queue: Queue { max_batches: 64, flush_timeout: Period::seconds(5) },
             metrics: Metrics { interval: Period::seconds(15) },
             privacy: Privacy { command_line: CommandLine::Redacted, max_length: 512, patterns: Vec::new() },
+            network: network::Options::default(),
             rooms: ROOMS.iter().map(|room| (room.name.to_owned(), Room::default())).collect(),
             log_level: LogLevel::Info,
         }

@@ -61,6 +61,12 @@ impl Cgroups {
         self.keep(id, Arc::new(Cgroup::from_path(path)));
     }
 
+    /// The group of this number, if it was met.
+    #[must_use]
+    pub fn get(&self, id: CgroupId) -> Option<&Arc<Cgroup>> {
+        self.known.get(&id)
+    }
+
     fn keep(&mut self, id: CgroupId, cgroup: Arc<Cgroup>) {
         if self.known.len() >= MAX_CGROUPS {
             self.known.clear();

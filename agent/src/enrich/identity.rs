@@ -1,7 +1,7 @@
 //! The attributes that say who a record is about: the same on all signals of
 //! all rooms.
 
-use super::process::Process;
+use super::{container::Cgroup, process::Process};
 use crate::otlp::{
     Attributes,
     attribute::{self as key},
@@ -21,9 +21,13 @@ pub fn identity(attributes: &mut Attributes<'_>, process: &Process) {
     if process.start.boot != 0 {
         attributes.text(key::PROCESS_CREATION_TIME, process.created.as_str());
     }
-    let Some(cgroup) = &process.cgroup else {
-        return;
-    };
+    if let Some(cgroup) = &process.cgroup {
+        container(attributes, cgroup);
+    }
+}
+
+/// What a control group says of the container and the pod.
+pub fn container(attributes: &mut Attributes<'_>, cgroup: &Cgroup) {
     attributes.text(key::PROCESS_CGROUP, &cgroup.path);
     if let Some(container) = &cgroup.container {
         attributes.text(key::CONTAINER_ID, &container.id);

@@ -12,7 +12,8 @@ pub mod redact;
 
 use clock::Clock;
 use container::Cgroups;
-use process::ProcessTable;
+use process::{ProcessTable, Seen, Slot};
+use redact::Redactor;
 use std::path::PathBuf;
 
 /// What the agent knows about the node while it runs.
@@ -26,4 +27,22 @@ pub struct Node {
     pub processes: ProcessTable,
     /// Control groups by number.
     pub cgroups: Cgroups,
+}
+
+impl Node {
+    /// The process of an event that is not about processes: known, or read from
+    /// /proc while it lives, or as the event describes it.
+    pub fn process(&mut self, seen: &Seen<'_>, redactor: &mut Redactor) -> Slot {
+        if let Some(slot) = self.processes.find(seen) {
+            return slot;
+        }
+        let read = self.proc.as_ref().and_then(|proc| procfs::read(proc, seen.pid));
+        let same = |process: &procfs::ProcProcess| {
+            seen.start.is_none_or(|start| start.boot / procfs::TICK_NS == process.stat.start_ns / procfs::TICK_NS)
+        };
+        match read.filter(same) {
+            Some(process) => self.processes.insert_from_proc(&process, redactor, &self.clock),
+            None => self.processes.get_or_insert(seen),
+        }
+    }
 }

@@ -26,6 +26,9 @@ const MAX_LIVE: usize = 262_144;
 /// Below this many living entries nobody looks for those that are gone.
 const FEW_LIVE: usize = 4096;
 
+/// Keeps the span ids of other things apart from those of processes, whose numbers are below.
+const NO_PROCESS: u64 = 1 << 63;
+
 /// Number of an entry.
 pub type Slot = u32;
 
@@ -220,6 +223,15 @@ impl ProcessTable {
         self.entries.len() - self.free.len() - self.dead.len()
     }
 
+    /// The place of something that happened in a process: `what` is its number, unique in this boot.
+    /// What has no process has a trace of its own.
+    #[must_use]
+    pub fn span_in(&self, process: Option<&Process>, what: u64) -> SpanContext {
+        let id = mix(self.seed ^ mix(what.wrapping_add(NO_PROCESS)));
+        let trace_id = process.map_or(u128::from(mix(id)) << 64 | u128::from(id), |process| process.span.trace_id);
+        SpanContext { trace_id, span_id: id | 1 }
+    }
+
     /// The entry of a slot.
     #[inline]
     #[must_use]
@@ -257,7 +269,8 @@ impl ProcessTable {
     }
 
     /// The slot of the very process, not of an earlier one with the same pid.
-    fn find(&self, seen: &Seen<'_>) -> Option<Slot> {
+    #[must_use]
+    pub fn find(&self, seen: &Seen<'_>) -> Option<Slot> {
         let slot = *self.by_pid.get(&seen.pid)?;
         let entry = self.get(slot);
         let same = match seen.start {

@@ -16,11 +16,12 @@ pub struct Ledger {
     attempted: AtomicU64,
     filtered: AtomicU64,
     rate_limited: AtomicU64,
-    ring_full: AtomicU64,
     malformed: AtomicU64,
     queue_dropped: AtomicU64,
     export_rejected: AtomicU64,
     delivered: AtomicU64,
+    /// What the kernel side has counted: attempted, filtered, rate-limited, ring full.
+    kernel: [AtomicU64; 4],
 }
 
 /// One reading of a [`Ledger`], in records.
@@ -91,10 +92,10 @@ impl Ledger {
 
     /// Takes over what the kernel side has counted up to now.
     pub fn set_kernel(&self, kernel: &KernelLedger) {
-        self.attempted.store(kernel.attempted, Relaxed);
-        self.filtered.store(kernel.filtered, Relaxed);
-        self.rate_limited.store(kernel.rate_limited, Relaxed);
-        self.ring_full.store(kernel.ring_full, Relaxed);
+        let counts = [kernel.attempted, kernel.filtered, kernel.rate_limited, kernel.ring_full];
+        for (counter, count) in self.kernel.iter().zip(counts) {
+            counter.store(count, Relaxed);
+        }
     }
 
     /// Records that the user side made by itself.
@@ -135,16 +136,18 @@ impl Ledger {
     /// The counters now.
     #[must_use]
     pub fn read(&self) -> Reading {
+        // `attempted` last: what settles in between is not more than was attempted.
+        let kernel = |counter: usize| self.kernel[counter].load(Relaxed);
         Reading {
             name: self.name.clone(),
-            filtered: self.filtered.load(Relaxed),
-            rate_limited: self.rate_limited.load(Relaxed),
-            ring_full: self.ring_full.load(Relaxed),
+            filtered: self.filtered.load(Relaxed) + kernel(1),
+            rate_limited: self.rate_limited.load(Relaxed) + kernel(2),
+            ring_full: kernel(3),
             malformed: self.malformed.load(Relaxed),
             queue_dropped: self.queue_dropped.load(Relaxed),
             export_rejected: self.export_rejected.load(Relaxed),
             delivered: self.delivered.load(Relaxed),
-            attempted: self.attempted.load(Relaxed),
+            attempted: self.attempted.load(Relaxed) + kernel(0),
         }
     }
 }

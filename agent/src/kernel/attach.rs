@@ -4,17 +4,18 @@
 use super::{
     btf,
     load::{Kernel, LoadError},
+    programs::Programs,
     ring::Ring,
     support::Capabilities,
 };
 use crate::{
     config,
-    probes::{Descriptor, Hook, PROCFS, Rung},
+    probes::{Descriptor, Hook, PROCFS, Rung, Tuning},
 };
 use aya::{
     Ebpf, EbpfError,
     maps::MapError,
-    programs::{BtfTracePoint, ProgramError, TracePoint, trace_point::TracePointError},
+    programs::{BtfTracePoint, Iter, ProgramError, TracePoint, trace_point::TracePointError},
 };
 use serde::Serialize;
 use std::{io, path::PathBuf};
@@ -22,7 +23,7 @@ use std::{io, path::PathBuf};
 /// A room that is attached: dropping it detaches.
 pub struct Attached {
     /// Keeps programs and links alive.
-    ebpf: Option<Ebpf>,
+    programs: Option<Programs>,
     /// What its programs write.
     pub ring: Ring,
 }
@@ -30,7 +31,12 @@ pub struct Attached {
 impl Attached {
     /// Takes the programs out of the kernel; what they sent stays in the ring.
     pub fn detach(&mut self) {
-        self.ebpf = None;
+        self.programs = None;
+    }
+
+    /// What runs in the kernel, until it is detached.
+    pub fn programs(&mut self) -> Option<&mut Programs> {
+        self.programs.as_mut()
     }
 }
 
@@ -77,7 +83,12 @@ pub struct Refusal {
 /// Loads and attaches a room. Without the required hooks it is given up as a
 /// whole, and the report's source is `procfs`.
 #[must_use]
-pub fn attach(kernel: &Kernel, room: &Descriptor, settings: &config::Room) -> (RoomReport, Option<Attached>) {
+pub fn attach(
+    kernel: &Kernel,
+    room: &Descriptor,
+    settings: &config::Room,
+    tuning: &Tuning,
+) -> (RoomReport, Option<Attached>) {
     let mut report = RoomReport { room: room.name, source: PROCFS, refused: None, hooks: Vec::new() };
     if settings.rung == PROCFS {
         report.refused = Some(Refusal {
@@ -88,7 +99,7 @@ pub fn attach(kernel: &Kernel, room: &Descriptor, settings: &config::Room) -> (R
         });
         return (report, None);
     }
-    let mut ebpf = match kernel.load(room, settings) {
+    let mut ebpf = match kernel.load(room, settings, tuning) {
         Ok(ebpf) => ebpf,
         Err(error) => {
             report.refused = Some(load_refusal(room, &error));
@@ -109,7 +120,7 @@ pub fn attach(kernel: &Kernel, room: &Descriptor, settings: &config::Room) -> (R
     match Ring::take(&mut ebpf) {
         Ok(ring) => {
             report.source = lowest(room, &required);
-            (report, Some(Attached { ebpf: Some(ebpf), ring }))
+            (report, Some(Attached { programs: Some(Programs::new(ebpf)), ring }))
         }
         Err(error) => {
             report.refused = Some(load_refusal(room, &error));
@@ -126,8 +137,10 @@ fn lowest(room: &Descriptor, taken: &[&'static str]) -> &'static str {
 
 fn climb(ebpf: &mut Ebpf, kernel: &Kernel, hook: &Hook, forced: &str) -> HookReport {
     let mut report = HookReport { hook: hook.name, rung: None, target: None, refused: Vec::new() };
+    // A hook that knows only other ways than the forced one keeps its own.
+    let is_forced = hook.required || hook.rungs.iter().any(|rung| rung.name() == forced);
     for rung in hook.rungs {
-        if forced != config::RUNG_AUTO && rung.name() != forced {
+        if forced != config::RUNG_AUTO && is_forced && rung.name() != forced {
             continue;
         }
         match hold(ebpf, kernel, rung) {
@@ -146,18 +159,18 @@ fn climb(ebpf: &mut Ebpf, kernel: &Kernel, hook: &Hook, forced: &str) -> HookRep
 fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
     match *rung {
         Rung::BtfTracepoint { tracepoint, program } => {
-            let btf = kernel.btf.as_ref().map_err(|reason| {
-                let way_out = match std::path::Path::new(btf::VMLINUX).exists() {
-                    true => REPORT,
-                    false => "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
-                };
-                refusal(rung, reason.clone(), way_out.into())
-            })?;
+            let btf = need_btf(kernel, rung)?;
             let loaded: &mut BtfTracePoint = get(ebpf, rung, program)?;
             loaded
                 .load(tracepoint, btf)
                 .and_then(|()| loaded.attach().map(drop))
                 .map_err(|error| program_refusal(rung, program, &error))
+        }
+        // Attached anew for every look.
+        Rung::Iterator { over, program } => {
+            let btf = need_btf(kernel, rung)?;
+            let loaded: &mut Iter = get(ebpf, rung, program)?;
+            loaded.load(over, btf).map_err(|error| program_refusal(rung, program, &error))
         }
         Rung::Tracepoint { category, name, program } => {
             if kernel.tracefs.is_none() {
@@ -174,6 +187,16 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
                 .map_err(|error| program_refusal(rung, program, &error))
         }
     }
+}
+
+fn need_btf<'a>(kernel: &'a Kernel, rung: &Rung) -> Result<&'a aya::Btf, Refusal> {
+    kernel.btf.as_ref().map_err(|reason| {
+        let way_out = match std::path::Path::new(btf::VMLINUX).exists() {
+            true => REPORT,
+            false => "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
+        };
+        refusal(rung, reason.clone(), way_out.into())
+    })
 }
 
 fn get<'a, P>(ebpf: &'a mut Ebpf, rung: &Rung, program: &str) -> Result<&'a mut P, Refusal>

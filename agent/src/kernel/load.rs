@@ -5,7 +5,10 @@ use super::{
     btf::{self, Btf},
     support,
 };
-use crate::{config, probes::Descriptor};
+use crate::{
+    config,
+    probes::{Descriptor, Tuning},
+};
 use agent_common::{ABSENT, COMM_LEN, Settings};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -78,15 +81,22 @@ impl Kernel {
     ///
     /// # Errors
     /// [`LoadError`] if the kernel refuses a map or has none of its kind.
-    pub fn load(&self, room: &Descriptor, settings: &config::Room) -> Result<Ebpf, LoadError> {
+    pub fn load(&self, room: &Descriptor, settings: &config::Room, tuning: &Tuning) -> Result<Ebpf, LoadError> {
         let offsets = self.offsets.get(room.name).map_or(&[][..], Vec::as_slice).as_bytes();
         let constants = constants(settings);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(self.btf.as_ref().ok())
             .override_global("OFFSETS", offsets, true)
             .override_global("SETTINGS", constants.as_bytes(), true)
-            .map_max_entries("RING", settings.ring_bytes)
-            .load((room.object)())?;
+            .map_max_entries("RING", settings.ring_bytes);
+        if !tuning.options.is_empty() {
+            loader.override_global("OPTIONS", tuning.options.as_slice(), true);
+        }
+        for (map, entries) in &tuning.map_entries {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = loader.load((room.object)())?;
         fill(&mut ebpf, "EXCLUDED_UIDS", settings.exclude_uids.iter().copied())?;
         fill(&mut ebpf, "EXCLUDED_COMMS", settings.exclude_comms.iter().map(|comm| padded(comm)))?;
         Ok(ebpf)

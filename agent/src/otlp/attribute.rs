@@ -71,6 +71,40 @@ attributes! {
     DESTINATION_ADDRESS = "destination.address", "dst_ip";
     /// Port of the end that accepts.
     DESTINATION_PORT = "destination.port", "dst_port";
+    /// `tcp` or `udp`.
+    NETWORK_TRANSPORT = "network.transport", "transport";
+    /// `ipv4` or `ipv6`.
+    NETWORK_TYPE = "network.type", "ip_version";
+    /// Which end the process is: `client` or `server`.
+    CONNECTION_ROLE = "leaf.connection.role", "role";
+    /// State of the socket: at a close, the one before.
+    CONNECTION_STATE = "network.connection.state", "state";
+    /// Which end closed first: `client` or `server`.
+    CONNECTION_CLOSED_BY = "leaf.connection.closed_by", "closed_by";
+    /// Whether it was closed by a reset.
+    CONNECTION_RESET = "leaf.connection.reset", "reset";
+    /// From connect() or accept to the end, ns.
+    CONNECTION_DURATION = "leaf.connection.duration", "duration_ns";
+    /// From connect() to the end of the handshake, or to its failure, ns.
+    CONNECT_TIME = "leaf.connection.connect_time", "connect_ns";
+    /// Payload bytes sent, each once.
+    SENT_BYTES = "leaf.connection.sent.bytes", "sent_bytes";
+    /// Payload bytes received.
+    RECEIVED_BYTES = "leaf.connection.received.bytes", "received_bytes";
+    /// Packets sent, those without payload included.
+    SENT_PACKETS = "leaf.connection.sent.packets", "sent_packets";
+    /// Packets received, those without payload included.
+    RECEIVED_PACKETS = "leaf.connection.received.packets", "received_packets";
+    /// Packets sent again.
+    RETRANSMITS = "leaf.connection.retransmits", "retransmits";
+    /// Smoothed round-trip time, ns.
+    RTT = "leaf.connection.rtt", "rtt_ns";
+    /// Smallest round-trip time of the last minutes, ns.
+    RTT_MIN = "leaf.connection.rtt_min", "rtt_min_ns";
+    /// Inode number of the network namespace.
+    NETWORK_NAMESPACE = "leaf.network.namespace", "netns";
+    /// Name of the error, as `ECONNREFUSED`.
+    ERROR_TYPE = "error.type", "error";
 }
 
 /// The field of the envelope for an attribute's key: by the table, else by

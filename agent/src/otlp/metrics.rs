@@ -1,39 +1,60 @@
 //! Metrics, sent every few seconds: built from opentelemetry-proto's own types.
 
-use super::resource::{Resource, Scope};
+use super::{
+    histogram::Histogram,
+    resource::{Resource, Scope},
+};
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     metrics::v1::{
-        AggregationTemporality, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+        self as proto, AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, NumberDataPoint,
+        ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
     },
     resource::v1,
 };
 use prost::Message as _;
 
-/// A counter that only grows, and one of its series per set of attributes.
-pub struct Counter {
+/// Attributes of a series.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// One instrument with its series.
+pub struct Metric {
     /// Semantic convention, or `leaf.*`.
     pub name: &'static str,
     /// UCUM, as in `{process}`.
     pub unit: &'static str,
     /// One sentence.
     pub description: &'static str,
-    /// Attributes and value of each series.
-    pub series: Vec<(Vec<(&'static str, String)>, u64)>,
+    /// A value for each set of attributes.
+    pub data: Data,
 }
 
-/// The counters of one room as an `ExportMetricsServiceRequest`, and the number of its points.
+/// What kind of instrument it is, and its series.
+pub enum Data {
+    /// Only grows.
+    Counter(Vec<(Labels, u64)>),
+    /// Goes up and down; series may be added up.
+    UpDownCounter(Vec<(Labels, u64)>),
+    /// A distribution.
+    Histogram(Vec<(Labels, Histogram)>),
+}
+
+impl Data {
+    /// Data points.
+    fn len(&self) -> usize {
+        match self {
+            Data::Counter(series) | Data::UpDownCounter(series) => series.len(),
+            Data::Histogram(series) => series.len(),
+        }
+    }
+}
+
+/// The metrics of one room as an `ExportMetricsServiceRequest`, and the number of its points.
 #[must_use]
-pub fn encode(resource: &Resource, scope: &Scope, counters: Vec<Counter>, start: u64, now: u64) -> (Vec<u8>, u64) {
-    let mut points = 0;
-    let metrics = counters
-        .into_iter()
-        .map(|counter| {
-            points += counter.series.len() as u64;
-            metric(counter, start, now)
-        })
-        .collect();
+pub fn encode(resource: &Resource, scope: &Scope, metrics: Vec<Metric>, start: u64, now: u64) -> (Vec<u8>, u64) {
+    let points = metrics.iter().map(|metric| metric.data.len() as u64).sum();
+    let metrics = metrics.into_iter().map(|metric| encode_metric(metric, start, now)).collect();
     let request = ExportMetricsServiceRequest {
         resource_metrics: vec![ResourceMetrics {
             resource: Some(v1::Resource { attributes: attributes(&resource.attributes), ..Default::default() }),
@@ -53,9 +74,35 @@ pub fn encode(resource: &Resource, scope: &Scope, counters: Vec<Counter>, start:
     (request.encode_to_vec(), points)
 }
 
-fn metric(counter: Counter, start: u64, now: u64) -> Metric {
-    let data_points = counter
-        .series
+fn encode_metric(metric: Metric, start: u64, now: u64) -> proto::Metric {
+    let cumulative = AggregationTemporality::Cumulative.into();
+    let data = match metric.data {
+        Data::Counter(series) => metric::Data::Sum(Sum {
+            data_points: numbers(series, start, now),
+            aggregation_temporality: cumulative,
+            is_monotonic: true,
+        }),
+        Data::UpDownCounter(series) => metric::Data::Sum(Sum {
+            data_points: numbers(series, start, now),
+            aggregation_temporality: cumulative,
+            is_monotonic: false,
+        }),
+        Data::Histogram(series) => metric::Data::ExponentialHistogram(ExponentialHistogram {
+            data_points: series.into_iter().map(|(labels, values)| distribution(&labels, values, start, now)).collect(),
+            aggregation_temporality: cumulative,
+        }),
+    };
+    proto::Metric {
+        name: metric.name.to_owned(),
+        description: metric.description.to_owned(),
+        unit: metric.unit.to_owned(),
+        data: Some(data),
+        ..Default::default()
+    }
+}
+
+fn numbers(series: Vec<(Labels, u64)>, start: u64, now: u64) -> Vec<NumberDataPoint> {
+    series
         .into_iter()
         .map(|(labels, value)| NumberDataPoint {
             attributes: attributes(&labels),
@@ -64,16 +111,25 @@ fn metric(counter: Counter, start: u64, now: u64) -> Metric {
             value: Some(number_data_point::Value::AsInt(value as i64)),
             ..Default::default()
         })
-        .collect();
-    Metric {
-        name: counter.name.to_owned(),
-        description: counter.description.to_owned(),
-        unit: counter.unit.to_owned(),
-        data: Some(metric::Data::Sum(Sum {
-            data_points,
-            aggregation_temporality: AggregationTemporality::Cumulative.into(),
-            is_monotonic: true,
-        })),
+        .collect()
+}
+
+fn distribution(labels: &Labels, values: Histogram, start: u64, now: u64) -> ExponentialHistogramDataPoint {
+    let (min, max) = (values.count() > 0).then(|| values.range()).unzip();
+    ExponentialHistogramDataPoint {
+        attributes: attributes(labels),
+        start_time_unix_nano: start,
+        time_unix_nano: now,
+        count: values.count(),
+        sum: Some(values.sum()),
+        min,
+        max,
+        scale: Histogram::SCALE,
+        zero_count: values.zeros(),
+        positive: Some(proto::exponential_histogram_data_point::Buckets {
+            offset: values.offset(),
+            bucket_counts: values.into_buckets(),
+        }),
         ..Default::default()
     }
 }

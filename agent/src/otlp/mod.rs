@@ -7,6 +7,7 @@
 
 pub mod attribute;
 pub mod batch;
+pub mod histogram;
 pub mod logs;
 pub mod metrics;
 pub mod resource;

@@ -30,6 +30,8 @@ pub struct Span<'a> {
     pub end: u64,
     /// Why it failed, if it did: the status is then an error.
     pub error: Option<&'a str>,
+    /// Another span that it belongs together with.
+    pub link: Option<SpanContext>,
 }
 
 /// Appends one `spans` entry of a `ScopeSpans`.
@@ -48,6 +50,11 @@ pub fn write(out: &mut Vec<u8>, span: &Span<'_>, attributes: impl FnOnce(&mut At
         wire::fixed64(out, 7, span.start);
         wire::fixed64(out, 8, span.end);
         attributes(&mut Attributes { out, field: 9 });
+        if let Some(link) = span.link {
+            wire::len_prefix(out, 13, 18 + 10);
+            wire::bytes(out, 1, &link.trace_id.to_be_bytes());
+            wire::bytes(out, 2, &link.span_id.to_be_bytes());
+        }
         if let Some(reason) = span.error {
             // Its length is known: nothing needs to be moved.
             let code = 2;

@@ -2,16 +2,19 @@
 //! signals. To add one is to add its folder and its line in [`ROOMS`].
 #![forbid(unsafe_code)]
 
+pub mod admission;
+pub mod network;
 pub mod process;
 
 use crate::{
     config::Config,
     enrich::Node,
+    kernel::programs::Programs,
     otlp::{
         Attributes,
         batch::{Batch, Block},
         logs::{self, LogEvent},
-        metrics::Counter,
+        metrics::Metric,
         spans::{self, Span},
     },
 };
@@ -19,7 +22,7 @@ use agent_common::Source;
 use std::time::{Duration, Instant};
 
 /// Every room there is.
-pub const ROOMS: &[&Descriptor] = &[&process::DESCRIPTOR];
+pub const ROOMS: &[&Descriptor] = &[&process::DESCRIPTOR, &network::DESCRIPTOR];
 
 /// What a room is, as data.
 pub struct Descriptor {
@@ -33,8 +36,19 @@ pub struct Descriptor {
     pub hooks: &'static [Hook],
     /// The kernel fields its programs read.
     pub sources: &'static [(&'static str, Source)],
+    /// What its object is told besides, from the configuration.
+    pub tuning: fn(&Config) -> Tuning,
     /// Makes it from the configuration.
     pub new: fn(&Config) -> Box<dyn Room>,
+}
+
+/// What only this room's object has: constants and sizes.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// Value of the global `OPTIONS`; empty if the object has none.
+    pub options: Vec<u8>,
+    /// Entries of maps by their names.
+    pub map_entries: Vec<(&'static str, u32)>,
 }
 
 /// One thing in the kernel that a room watches, by the best way that holds.
@@ -66,6 +80,13 @@ pub enum Rung {
         /// The program for it in the room's object.
         program: &'static str,
     },
+    /// A program that goes over all objects of a kind when it is read (5.8).
+    Iterator {
+        /// Of what: `task_file`.
+        over: &'static str,
+        /// The program for it in the room's object.
+        program: &'static str,
+    },
 }
 
 impl Rung {
@@ -75,6 +96,7 @@ impl Rung {
         match self {
             Rung::BtfTracepoint { .. } => "tp_btf",
             Rung::Tracepoint { .. } => "tracepoint",
+            Rung::Iterator { .. } => "iter",
         }
     }
 
@@ -84,6 +106,7 @@ impl Rung {
         match self {
             Rung::BtfTracepoint { tracepoint, .. } => (*tracepoint).to_owned(),
             Rung::Tracepoint { category, name, .. } => format!("{category}:{name}"),
+            Rung::Iterator { over, .. } => (*over).to_owned(),
         }
     }
 }
@@ -100,6 +123,9 @@ pub enum Malformed {
     /// A discriminant that no record has.
     #[error("a record of unknown kind {0}")]
     Kind(u32),
+    /// A number that its field cannot have.
+    #[error("{1} as {0}")]
+    Value(&'static str, u32),
     /// A length that its field cannot hold.
     #[error("a length of {1} in {0}")]
     Length(&'static str, u32),
@@ -114,13 +140,24 @@ pub trait Room: Send {
     fn record(&mut self, bytes: &[u8], node: &mut Node, out: &mut Output) -> Result<(), Malformed>;
 
     /// Learns what there was before the room began; the node knows its processes already.
-    fn begin(&mut self, _node: &mut Node) {}
+    fn begin(&mut self, _node: &mut Node, _programs: Option<&mut Programs>) {}
+
+    /// When the room has something to do besides its records.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Does what is due; the programs are there on every rung but /proc's.
+    fn tick(&mut self, _now: Instant, _node: &mut Node, _programs: Option<&mut Programs>, _out: &mut Output) {}
+
+    /// The last call, when the programs are detached and the ring is empty: sends what it still holds.
+    fn finish(&mut self, _node: &mut Node, _out: &mut Output) {}
 
     /// On the /proc rung: looks once, and sends what is new.
     fn poll(&mut self, node: &mut Node, out: &mut Output);
 
     /// Its metrics now.
-    fn counters(&self) -> Vec<Counter>;
+    fn metrics(&self) -> Vec<Metric>;
 }
 
 /// Where a room puts its signals.
@@ -173,6 +210,13 @@ impl Output {
             }
         }
         outcome.is_ok()
+    }
+
+    /// For an event that the kernel side has let through, before it knew whose it is.
+    pub fn filtered(&mut self) {
+        if let Some(batch) = &self.logs {
+            batch.ledger().filtered(1);
+        }
     }
 
     /// Closes what is full, or older than `max_age`, or all if `max_age` is zero.

@@ -5,12 +5,14 @@
 //! `LEAF_BENCH_FILE` names.
 
 mod allocator;
+mod connections;
 mod encode;
 mod programs;
 mod report;
 mod sink;
 mod start;
 mod storm;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -24,12 +26,14 @@ static ALLOCATOR: allocator::Counting = allocator::Counting;
 /// A benchmark: its name on the command line, what it does.
 type Benchmark = (&'static str, fn(&mut Report) -> Result<()>);
 
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 7] = [
     ("encode", encode::run),
     ("start", start::run),
     ("programs", programs::run),
     ("lost", storm::lost),
     ("storm", storm::kept),
+    ("connections-lost", connections::lost),
+    ("connections", connections::kept),
 ];
 
 fn main() -> ExitCode {

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::report::{Goal, Report};
 use crate::sink::Sink;
-use crate::storm::{BPFTRACE, agent, storm};
+use crate::storm::{BPFTRACE, storm};
+use crate::watch::agent;
 
 const EXECS: u32 = 5_000;
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -44,7 +45,7 @@ pub fn run(report: &mut Report) -> Result<()> {
     ensure!(has_program("bpftool"), "no bpftool: run `cargo xtask setup --bench`");
     let sink = Sink::start()?;
     let folder = Folder::new("programs")?;
-    let agent = agent(&sink)?;
+    let agent = agent(&sink, "process")?;
     let peer = if peer::available("bpftrace") {
         Some(peer::start("bpftrace", &["-e", BPFTRACE], folder.path())?)
     } else {

@@ -45,6 +45,11 @@ impl Sink {
         Ok(Self { endpoint, logs })
     }
 
+    /// Forgets what it has received.
+    pub fn forget(&self) {
+        drop(std::mem::take(&mut *self.logs.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+
     /// Takes the log records received so far.
     pub fn take(&self) -> Result<Vec<LogRecord>> {
         let requests = std::mem::take(&mut *self.logs.lock().unwrap_or_else(PoisonError::into_inner));

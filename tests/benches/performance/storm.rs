@@ -1,30 +1,21 @@
 //! Programs started as fast as the machine can: what is lost, and what is left of
 //! the rate while somebody watches.
 
-use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use leaf_tests::agent::AgentProcess;
-use leaf_tests::daemon::Daemon;
+use anyhow::{Result, ensure};
+use leaf_tests::compile;
 use leaf_tests::ledger::Line;
-use leaf_tests::place::Folder;
-use leaf_tests::{compile, peer};
-use rustix::process::Signal;
 
-use crate::report::{Goal, Report, median};
+use crate::report::{Goal, Report};
 use crate::sink::Sink;
+use crate::watch::{Contest, Outcome, SETTLE, agent, cpu, memory};
 
 const LOST_EXECS: u32 = 20_000;
 const EXECS: u32 = 3_000;
 const ROUNDS: usize = 9;
-/// The watchers that are no peer.
-const OURS: &str = "leaf";
-const NOBODY: &str = "nobody";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For a peer to attach, and for the machine to come to rest.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// What `bpftrace` prints is what our events hold.
 pub const BPFTRACE: &str = r#"
@@ -54,17 +45,10 @@ pub fn storm(count: u32) -> Result<f64> {
     Ok(f64::from(count) / nanos * 1e9)
 }
 
-/// An agent that sends to `sink`.
-pub fn agent(sink: &Sink) -> Result<AgentProcess> {
-    let mut agent = AgentProcess::start(&["run"], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &sink.endpoint)])?;
-    agent.wait_for_stderr("process: watching", PATIENCE)?;
-    Ok(agent)
-}
-
 /// None may be lost, by the ledger and by the receiver.
 pub fn lost(report: &mut Report) -> Result<()> {
     let sink = Sink::start()?;
-    let agent = agent(&sink)?;
+    let agent = agent(&sink, "process")?;
     std::thread::sleep(SETTLE);
     let (idle_memory, idle_cpu) = (memory(agent.pid())?, cpu(agent.pid())?);
     let rate = storm(LOST_EXECS)?;
@@ -100,113 +84,23 @@ pub fn lost(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Who watches.
-enum Watcher {
-    Agent(Box<AgentProcess>),
-    Peer(Daemon),
-}
-
-impl Watcher {
-    fn pid(&self) -> u32 {
-        match self {
-            Self::Agent(agent) => agent.pid(),
-            Self::Peer(peer) => peer.pid(),
-        }
-    }
-
-    fn stop(self) -> Result<()> {
-        match self {
-            Self::Agent(agent) => agent.terminate(PATIENCE).map(drop),
-            Self::Peer(mut peer) => {
-                peer.signal(Signal::INT)?;
-                peer.wait(PATIENCE).map(drop)
-            }
-        }
-    }
-}
-
-/// What one watcher cost, by round.
-#[derive(Default)]
-struct Costs {
-    kept: Vec<f64>,
-    memory: Vec<f64>,
-    cpu: Vec<f64>,
-}
-
 /// The rate that is left while the agent or a peer watches, and, to show how far
 /// the machine's moods go, while nobody does.
 pub fn kept(report: &mut Report) -> Result<()> {
-    let sink = Sink::start()?;
-    let mut names = vec![OURS];
-    names.extend(["bpftrace", "execsnoop"].into_iter().filter(|name| peer::available(name)));
-    names.push(NOBODY);
-    let mut costs: Vec<Costs> = names.iter().map(|_| Costs::default()).collect();
-    let mut rates = Vec::new();
     // Files and caches are warm from here on.
     storm(EXECS / 4)?;
-    let mut before = storm(EXECS)?;
-    for _ in 0..ROUNDS {
-        for (name, costs) in names.iter().zip(&mut costs) {
-            let rate = watched(name, &sink, costs)?;
-            let after = storm(EXECS)?;
-            costs.kept.push(rate / f64::midpoint(before, after));
-            rates.push(after);
-            before = after;
-        }
-        drop(sink.take()?);
-    }
-    let median_of = |of: fn(&Costs) -> &Vec<f64>| -> Vec<(&str, f64)> {
-        let medians = names.iter().copied().zip(costs.iter().map(|costs| median(of(costs).clone())));
-        medians.filter(|(_, median)| !median.is_nan()).collect()
+    let contest = Contest {
+        peers: &[("bpftrace", &["-e", BPFTRACE]), ("execsnoop", &[])],
+        probes: "process",
+        rounds: ROUNDS,
+        work: &|| storm(EXECS),
+        each: f64::from(EXECS),
     };
+    let Outcome { alone, kept, cpu, memory } = contest.run()?;
     let mut add =
         |what: String, unit, goal, values: &[(&str, f64)]| report.add(what, unit, values[0].1, goal, &values[1..]);
-    let alone = median(rates);
-    add(format!("exec storm kept, of {alone:.0}/s"), "", Goal::AtLeast(0.97), &median_of(|costs| &costs.kept));
-    add("CPU per exec (fork, exec and exit)".into(), "µs", Goal::None, &median_of(|costs| &costs.cpu));
-    add("memory in the storm".into(), "MB", Goal::AtMost(50.0), &median_of(|costs| &costs.memory));
+    add(format!("exec storm kept, of {alone:.0}/s"), "", Goal::AtLeast(0.97), &kept);
+    add("CPU per exec (fork, exec and exit)".into(), "µs", Goal::None, &cpu);
+    add("memory in the storm".into(), "MB", Goal::AtMost(50.0), &memory);
     Ok(())
-}
-
-/// The rate of a storm while `name` watches.
-fn watched(name: &str, sink: &Sink, costs: &mut Costs) -> Result<f64> {
-    if name == NOBODY {
-        std::thread::sleep(SETTLE);
-        return storm(EXECS);
-    }
-    let folder = Folder::new("peer")?;
-    let watcher = start(name, sink, &folder)?;
-    std::thread::sleep(SETTLE);
-    let cpu_before = cpu(watcher.pid())?;
-    let rate = storm(EXECS)?;
-    costs.cpu.push((cpu(watcher.pid())? - cpu_before) / 1e3 / f64::from(EXECS));
-    costs.memory.push(memory(watcher.pid())?);
-    watcher.stop()?;
-    Ok(rate)
-}
-
-fn start(name: &str, sink: &Sink, folder: &Folder) -> Result<Watcher> {
-    Ok(match name {
-        OURS => Watcher::Agent(Box::new(agent(sink)?)),
-        "bpftrace" => Watcher::Peer(peer::start(name, &["-e", BPFTRACE], folder.path())?),
-        _ => Watcher::Peer(peer::start(name, &[], folder.path())?),
-    })
-}
-
-/// Memory of a process, MB.
-fn memory(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024.0 / 1e6)
-}
-
-/// Time that all threads of a process have had a CPU, ns (`schedstat`, its first field).
-fn cpu(pid: u32) -> Result<f64> {
-    let mut sum = 0.0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        sum += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
-    }
-    Ok(sum)
 }

@@ -4,7 +4,7 @@ mod decode;
 mod otel;
 mod poll;
 
-use super::{Descriptor, Hook, Malformed, Output, Room, Rung};
+use super::{Descriptor, Hook, Malformed, Output, Room, Rung, Tuning};
 use crate::{
     config::Config,
     enrich::{
@@ -15,7 +15,7 @@ use crate::{
         procfs::{ProcProcess, TICK_NS},
         redact::{Redactor, push_lossy},
     },
-    otlp::metrics::Counter,
+    otlp::metrics::{Data, Metric},
 };
 use agent_common::process::{Exec, Exit, Fork, Offsets, Task, missing};
 use decode::Event;
@@ -65,6 +65,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         },
     ],
     sources: Offsets::SOURCES,
+    tuning: |_| Tuning::default(),
     new: |config| Box::new(ProcessRoom::new(config)),
 };
 
@@ -172,31 +173,33 @@ impl Room for ProcessRoom {
         }
     }
 
-    fn counters(&self) -> Vec<Counter> {
-        let one = |value| vec![(Vec::new(), value)];
+    fn metrics(&self) -> Vec<Metric> {
+        let one = |value| Data::Counter(vec![(Vec::new(), value)]);
         vec![
-            Counter {
+            Metric {
                 name: "system.process.created",
                 unit: "{process}",
                 description: "Processes made by fork, as far as the agent was told",
-                series: one(self.created),
+                data: one(self.created),
             },
-            Counter {
+            Metric {
                 name: "leaf.process.execs",
                 unit: "{exec}",
                 description: "Programs started by exec, as far as the agent was told",
-                series: one(self.execs),
+                data: one(self.execs),
             },
-            Counter {
+            Metric {
                 name: "leaf.process.ended",
                 unit: "{process}",
                 description: "Processes that ended, as far as the agent was told, by outcome",
-                series: Outcome::ALL
-                    .iter()
-                    .map(|outcome| {
-                        (vec![("leaf.process.outcome", outcome.name().to_owned())], self.ended[*outcome as usize])
-                    })
-                    .collect(),
+                data: Data::Counter(
+                    Outcome::ALL
+                        .iter()
+                        .map(|outcome| {
+                            (vec![("leaf.process.outcome", outcome.name().to_owned())], self.ended[*outcome as usize])
+                        })
+                        .collect(),
+                ),
             },
         ]
     }

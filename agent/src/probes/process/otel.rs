@@ -178,6 +178,7 @@ pub fn span(task: &Task, process: &Process, end: &End, clock: &Clock, error: &mu
         start: clock.unix(begin.unwrap_or(task.time_ns).min(task.time_ns)),
         end: clock.unix(task.time_ns),
         error: failed.then_some(error.as_str()),
+        link: None,
     };
     out.span(&span, |attributes| {
         attributes.int(key::PROCESS_PID, i64::from(task.pid));

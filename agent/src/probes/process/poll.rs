@@ -8,7 +8,11 @@
 
 use crate::{
     config::Config,
-    enrich::procfs::{self, ProcProcess, Stat},
+    enrich::{
+        process::until_nul,
+        procfs::{self, ProcProcess, Stat},
+    },
+    probes::admission::Admission,
 };
 use agent_common::{
     Unsent,
@@ -23,10 +27,7 @@ use super::decode::Event;
 /// What was seen at the last look.
 pub struct Poller {
     known: FxHashMap<u32, Known>,
-    excluded_uids: Vec<u32>,
-    excluded_comms: Vec<String>,
-    own_pid: u32,
-    bucket: Bucket,
+    admission: Admission,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -86,14 +87,7 @@ impl Event<'_> {
 impl Poller {
     /// Knows nothing yet.
     pub fn new(config: &Config) -> Self {
-        let room = config.room("process");
-        Self {
-            known: FxHashMap::default(),
-            own_pid: std::process::id(),
-            bucket: Bucket::new(room.rate_limit, room.rate_burst),
-            excluded_uids: room.exclude_uids,
-            excluded_comms: room.exclude_comms,
-        }
+        Self { known: FxHashMap::default(), admission: Admission::new(&config.room("process")) }
     }
 
     /// Whether it has never looked: all that the first look finds is new to it.
@@ -162,18 +156,12 @@ impl Poller {
         gone
     }
 
-    /// The filters and the rate that the kernel side applies on the other rungs.
+    /// Whether the event of a process is wanted.
     pub fn admit(&mut self, task: Option<&Task>, now: u64) -> Result<(), Unsent> {
-        if let Some(task) = task {
-            let comm = crate::enrich::process::until_nul(&task.comm);
-            if task.pid == self.own_pid
-                || self.excluded_uids.contains(&task.uid)
-                || self.excluded_comms.iter().any(|excluded| excluded.as_bytes() == comm)
-            {
-                return Err(Unsent::Filtered);
-            }
+        match task {
+            Some(task) => self.admission.admit(task.pid, task.uid, until_nul(&task.comm), now),
+            None => Ok(()),
         }
-        self.bucket.take(now)
     }
 }
 
@@ -266,42 +254,9 @@ fn copy(from: &[u8], to: &mut [u8]) -> u32 {
     len as u32
 }
 
-/// The token bucket of the kernel side (see agent-ebpf/src/admit.rs).
-struct Bucket {
-    interval_ns: u64,
-    burst_ns: u64,
-    full_at: u64,
-}
-
-impl Bucket {
-    fn new(rate: u64, burst: u64) -> Self {
-        let interval_ns = 1_000_000_000u64.checked_div(rate).unwrap_or(0);
-        Self { interval_ns, burst_ns: interval_ns.saturating_mul(burst), full_at: 0 }
-    }
-
-    fn take(&mut self, now: u64) -> Result<(), Unsent> {
-        let next = self.full_at.max(now) + self.interval_ns;
-        if self.interval_ns != 0 && next > now + self.burst_ns {
-            return Err(Unsent::RateLimited);
-        }
-        self.full_at = next;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_bucket_lets_a_burst_through_and_then_the_rate() {
-        let mut bucket = Bucket::new(10, 3);
-        let admitted = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(now).is_ok()).count();
-        assert_eq!(admitted(&mut bucket, 1_000_000_000), 3);
-        assert_eq!(admitted(&mut bucket, 1_000_000_000), 0);
-        assert_eq!(admitted(&mut bucket, 1_200_000_000), 2);
-        assert_eq!(admitted(&mut Bucket::new(0, 0), 0), 10);
-    }
 
     #[test]
     fn a_child_is_seen_to_come_and_to_go() {

@@ -1,0 +1,263 @@
+//! Wire structs of the network room: one record when a TCP connection opens,
+//! one when it ends, and one per look at a connection that lives long; the
+//! entry of the kernel's connection table.
+
+use crate::{COMM_LEN, Source, fields::offsets};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What a record is: its first four bytes.
+pub mod kind {
+    /// [`super::Tcp`]: the handshake is done.
+    pub const OPENED: u32 = 1;
+    /// [`super::Tcp`]: the socket reached `TCP_CLOSE`.
+    pub const CLOSED: u32 = 2;
+    /// [`super::Tcp`]: a look found the connection open.
+    pub const ALIVE: u32 = 3;
+}
+
+/// `enum` of include/net/tcp_states.h, part of the kernel's interface to user space.
+pub mod state {
+    /// Both ends may send.
+    pub const ESTABLISHED: u8 = 1;
+    /// A connect is on its way.
+    pub const SYN_SENT: u8 = 2;
+    /// A handshake is on its way, seen by the accepting end.
+    pub const SYN_RECV: u8 = 3;
+    /// We have closed first.
+    pub const FIN_WAIT1: u8 = 4;
+    /// And the peer has acknowledged.
+    pub const FIN_WAIT2: u8 = 5;
+    /// Both ends are done, old packets may come.
+    pub const TIME_WAIT: u8 = 6;
+    /// No connection, or no more.
+    pub const CLOSE: u8 = 7;
+    /// The peer has closed first.
+    pub const CLOSE_WAIT: u8 = 8;
+    /// And we have, too.
+    pub const LAST_ACK: u8 = 9;
+    /// Waits for connections.
+    pub const LISTEN: u8 = 10;
+    /// Both ends closed at the same time.
+    pub const CLOSING: u8 = 11;
+    /// A request that is no socket yet.
+    pub const NEW_SYN_RECV: u8 = 12;
+}
+
+/// Which end of a connection a socket is.
+pub mod role {
+    /// The table did not hold the connection, or it is older than the agent.
+    pub const UNKNOWN: u8 = 0;
+    /// It called connect().
+    pub const CLIENT: u8 = 1;
+    /// It came out of a listening socket.
+    pub const SERVER: u8 = 2;
+}
+
+/// Bits of [`Tcp::missing`]: what this kernel, or the table, could not tell.
+pub mod missing {
+    /// The table had no entry: begin, owner and role are unknown.
+    pub const ENTRY: u32 = 1;
+    /// Byte and packet counts.
+    pub const COUNTS: u32 = 1 << 1;
+    /// Smoothed and smallest round-trip time.
+    pub const RTT: u32 = 1 << 2;
+    /// `cgroup_id`
+    pub const CGROUP: u32 = 1 << 3;
+    /// Addresses or ports.
+    pub const ADDRESSES: u32 = 1 << 4;
+}
+
+/// Connections in one [`Bucket`].
+pub const SLOTS: usize = 8;
+
+/// The process that uses a socket; all 0 if it is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Owner {
+    /// Boot clock, ns: start of the process.
+    pub start_ns: u64,
+    /// Thread group id, in the initial pid namespace.
+    pub pid: u32,
+    /// `sk->sk_uid`: the user of who made the socket, in the initial user namespace.
+    pub uid: u32,
+    /// Command name of the process, NUL-terminated.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// What went over a connection, as its socket counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Counts {
+    /// Payload sent, each byte once: `bytes_sent - bytes_retrans`.
+    pub sent_bytes: u64,
+    /// Payload received: `bytes_received`, less the one that stands for the peer's FIN.
+    pub received_bytes: u64,
+    /// `segs_out`
+    pub sent_packets: u32,
+    /// `segs_in`
+    pub received_packets: u32,
+    /// `total_retrans`
+    pub retransmits: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// A connection in the table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Connection {
+    /// The socket's cookie; 0 is a free entry.
+    pub key: u64,
+    /// Boot clock, ns: connect(), or the end of the handshake of an accepted one; 0: unknown.
+    pub begin_ns: u64,
+    /// Boot clock, ns: the end of the handshake; 0: not yet, or unknown.
+    pub established_ns: u64,
+    /// Who uses it.
+    pub owner: Owner,
+    /// What looks have told already.
+    pub reported: Counts,
+    /// The look that last told of it.
+    pub look: u32,
+    /// The look that last found it with its owner.
+    pub owner_look: u32,
+    /// One of [`role`].
+    pub role: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// A part of the table: a connection is in the bucket that its key says, or in its second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Bucket {
+    /// In any order.
+    pub slots: [Connection; SLOTS],
+}
+
+/// What a record tells of a TCP connection, at the moment it tells it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tcp {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Bits of [`missing`].
+    pub missing: u32,
+    /// Boot clock, ns.
+    pub time_ns: u64,
+    /// The socket's cookie.
+    pub key: u64,
+    /// See [`Connection`].
+    pub begin_ns: u64,
+    /// See [`Connection`].
+    pub established_ns: u64,
+    /// See [`Connection`].
+    pub owner: Owner,
+    /// `sk->sk_cgrp_data.cgroup->kn->id`: of whom made the socket, in cgroup v2.
+    pub cgroup_id: u64,
+    /// Inode number of the network namespace.
+    pub namespace: u32,
+    /// Index of the interface on which its packets come; 0: none yet.
+    pub interface: u32,
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u16,
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    /// State before; the present one for [`kind::ALIVE`].
+    pub state: u8,
+    /// One of [`role`].
+    pub role: u8,
+    /// Four bytes for IPv4, the rest 0.
+    pub local: [u8; 16],
+    /// Four bytes for IPv4, the rest 0.
+    pub remote: [u8; 16],
+    /// Up to now.
+    pub counts: Counts,
+    /// Up to what looks have told.
+    pub reported: Counts,
+    /// Smoothed round-trip time, µs (`srtt_us >> 3`).
+    pub srtt_us: u32,
+    /// Smallest round-trip time of the last minutes, µs (`rtt_min`).
+    pub rtt_min_us: u32,
+    /// `sk->sk_err`: errno of what ended it.
+    pub error: i32,
+    /// Payload packets among `counts.sent_packets`.
+    pub sent_data_packets: u32,
+}
+
+/// What the user side asks of a look, see the program `look`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Look {
+    /// Counts looks; never 0.
+    pub number: u32,
+    /// One of [`look`].
+    pub what: u32,
+    /// Boot clock, ns: what connections have counted is marked as told for those that began up to then.
+    pub before_ns: u64,
+    /// The look is for the connections with `key % parts == part`.
+    pub part: u32,
+    /// At least 1.
+    pub parts: u32,
+}
+
+/// What a look is for.
+pub mod look {
+    /// Tell the connections that had no owner and have one now.
+    pub const OWNERS: u32 = 1;
+    /// Tell all, and the sockets that listen.
+    pub const ALL: u32 = 2;
+}
+
+/// What the loader tells the programs of this room.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
+pub struct Options {
+    /// Buckets of the table less one: a power of two less one.
+    pub bucket_mask: u32,
+}
+
+offsets! {
+    /// Where the running kernel keeps what the network room reads.
+    pub struct Offsets {
+        common_family: Source::Member("sock_common", "skc_family"),
+        common_state: Source::Member("sock_common", "skc_state"),
+        common_remote_port: Source::Member("sock_common", "skc_dport"),
+        common_local4: Source::Member("sock_common", "skc_rcv_saddr"),
+        common_remote4: Source::Member("sock_common", "skc_daddr"),
+        common_local6: Source::Member("sock_common", "skc_v6_rcv_saddr"),
+        common_remote6: Source::Member("sock_common", "skc_v6_daddr"),
+        common_net: Source::Member("sock_common", "skc_net.net"),
+        net_inum: Source::Member("net", "ns.inum"),
+        sock_err: Source::Member("sock", "sk_err"),
+        sock_uid: Source::Member("sock", "sk_uid"),
+        /// `sk_cgrp_data.val` before 5.15.
+        sock_cgroup: Source::Member("sock", "sk_cgrp_data.cgroup"),
+        /// In `inet_sock` before 5.17.
+        sock_interface: Source::Member("sock", "sk_rx_dst_ifindex"),
+        common_flags: Source::Member("sock_common", "skc_flags"),
+        /// Bit of `skc_flags`: the peer has sent its FIN.
+        sock_done: Source::Enumerator("sock_flags", "SOCK_DONE"),
+        socket_sock: Source::Member("socket", "sk"),
+        tcp_local_port: Source::Member("tcp_sock", "inet_conn.icsk_inet.inet_sport"),
+        tcp_bytes_sent: Source::Member("tcp_sock", "bytes_sent"),
+        tcp_bytes_retrans: Source::Member("tcp_sock", "bytes_retrans"),
+        tcp_bytes_received: Source::Member("tcp_sock", "bytes_received"),
+        tcp_segs_out: Source::Member("tcp_sock", "segs_out"),
+        tcp_segs_in: Source::Member("tcp_sock", "segs_in"),
+        tcp_data_segs_out: Source::Member("tcp_sock", "data_segs_out"),
+        tcp_total_retrans: Source::Member("tcp_sock", "total_retrans"),
+        tcp_srtt: Source::Member("tcp_sock", "srtt_us"),
+        /// `struct minmax`, whose first sample is the smallest: { u32 time, u32 value }.
+        tcp_rtt_min: Source::Member("tcp_sock", "rtt_min"),
+        cgroup_kn: Source::Member("cgroup", "kn"),
+        kernfs_id: Source::Member("kernfs_node", "id"),
+        task_tgid: Source::Member("task_struct", "tgid"),
+        task_flags: Source::Member("task_struct", "flags"),
+        task_group_leader: Source::Member("task_struct", "group_leader"),
+        task_comm: Source::Member("task_struct", "comm"),
+        /// `real_start_time` before 5.5.
+        task_start: Source::Member("task_struct", "start_boottime"),
+    }
+}

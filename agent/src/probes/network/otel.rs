@@ -1,0 +1,242 @@
+//! Event -> signals: the log events and the span of a connection.
+
+use super::connection::{Connection, End, Errno, Role};
+use crate::{
+    enrich::{
+        clock::Clock,
+        container::Cgroup,
+        identity::{container, identity},
+        process::{Process, until_nul},
+    },
+    otlp::{
+        Attributes, SpanContext,
+        attribute::{self as key},
+        logs::LogEvent,
+        spans::{Kind, Span},
+    },
+    probes::Output,
+};
+use agent_common::network::Counts;
+use std::fmt::Write as _;
+
+/// Whose connection it is, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// The process.
+    pub process: Option<&'a Process>,
+    /// The control group of the socket, for a connection without a process.
+    pub cgroup: Option<&'a Cgroup>,
+    /// Its place in a trace.
+    pub span: SpanContext,
+}
+
+/// Memory for texts, used again.
+#[derive(Debug, Default)]
+pub struct Texts {
+    source: String,
+    destination: String,
+    error: String,
+}
+
+/// `tcp_connect` of a connection that there is, or `tcp_accept`.
+pub fn opened(connection: &Connection<'_>, whose: &Whose<'_>, clock: &Clock, texts: &mut Texts, out: &mut Output) {
+    let name = match connection.role {
+        Role::Client => "tcp_connect",
+        Role::Server => "tcp_accept",
+    };
+    log(name, connection, whose, clock, texts, out, |attributes| {
+        if let Some(connect) = connection.connect_time() {
+            attributes.int(key::CONNECT_TIME, connect as i64);
+        }
+    });
+}
+
+/// `tcp_connect` of an attempt that failed.
+pub fn failed(
+    connection: &Connection<'_>,
+    error: Errno,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+) {
+    log("tcp_connect", connection, whose, clock, texts, out, |attributes| {
+        attributes.text(key::ERROR_TYPE, error.name());
+        if let Some(age) = connection.age() {
+            attributes.int(key::CONNECT_TIME, age as i64);
+        }
+        if connection.tcp.counts.retransmits > 0 {
+            attributes.int(key::RETRANSMITS, connection.tcp.counts.retransmits.into());
+        }
+    });
+    span(connection, End::Failed(error), None, whose, clock, texts, out);
+}
+
+/// `tcp_close`: the whole story.
+pub fn closed(
+    connection: &Connection<'_>,
+    end: End,
+    peer: Option<SpanContext>,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+) {
+    log("tcp_close", connection, whose, clock, texts, out, |attributes| {
+        if let Some(age) = connection.age() {
+            attributes.int(key::CONNECTION_DURATION, age as i64);
+        }
+        if let Some(connect) = connection.connect_time() {
+            attributes.int(key::CONNECT_TIME, connect as i64);
+        }
+        traffic(attributes, connection, connection.counts());
+        attributes.text(key::CONNECTION_STATE, connection.state());
+        closing(attributes, connection.role, end);
+    });
+    span(connection, end, peer, whose, clock, texts, out);
+}
+
+/// `tcp_flow`: what went over a connection since it was last told of.
+pub fn flow(
+    connection: &Connection<'_>,
+    news: Counts,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+) {
+    log("tcp_flow", connection, whose, clock, texts, out, |attributes| {
+        if let Some(age) = connection.age() {
+            attributes.int(key::CONNECTION_DURATION, age as i64);
+        }
+        traffic(attributes, connection, Some(news));
+        attributes.text(key::CONNECTION_STATE, connection.state());
+    });
+}
+
+fn log(
+    name: &str,
+    connection: &Connection<'_>,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+    more: impl FnOnce(&mut Attributes<'_>),
+) {
+    // `Output` sets the time of observation.
+    let event = LogEvent { name, time: clock.unix(connection.tcp.time_ns), observed: 0, span: whose.span };
+    out.log(&event, |attributes| {
+        describe(attributes, connection, whose, texts);
+        more(attributes);
+    });
+}
+
+/// Who talks to whom.
+fn describe(attributes: &mut Attributes<'_>, connection: &Connection<'_>, whose: &Whose<'_>, texts: &mut Texts) {
+    if let Some(owner) = connection.owner() {
+        attributes.int(key::PROCESS_PID, owner.pid.into());
+    }
+    match (whose.process, connection.owner()) {
+        (Some(process), _) => identity(attributes, process),
+        (None, Some(owner)) => {
+            attributes.int(key::PROCESS_USER_ID, owner.uid.into());
+            attributes.text(key::PROCESS_COMM, &String::from_utf8_lossy(until_nul(&owner.comm)));
+        }
+        (None, None) => {
+            if let Some(cgroup) = whose.cgroup {
+                attributes.text(key::PROCESS_CGROUP, &cgroup.path);
+                container(attributes, cgroup);
+            }
+        }
+    }
+    let (source, destination) = (connection.source(), connection.destination());
+    attributes.text(key::NETWORK_TRANSPORT, "tcp");
+    attributes.text(key::NETWORK_TYPE, if source.is_ipv4() { "ipv4" } else { "ipv6" });
+    texts.source.clear();
+    texts.destination.clear();
+    let _ = write!(texts.source, "{}", source.ip());
+    let _ = write!(texts.destination, "{}", destination.ip());
+    attributes.text(key::SOURCE_ADDRESS, &texts.source);
+    attributes.int(key::SOURCE_PORT, source.port().into());
+    attributes.text(key::DESTINATION_ADDRESS, &texts.destination);
+    attributes.int(key::DESTINATION_PORT, destination.port().into());
+    attributes.text(key::CONNECTION_ROLE, connection.role.name());
+    if connection.tcp.namespace != 0 {
+        attributes.int(key::NETWORK_NAMESPACE, connection.tcp.namespace.into());
+    }
+}
+
+fn traffic(attributes: &mut Attributes<'_>, connection: &Connection<'_>, counts: Option<Counts>) {
+    if let Some(counts) = counts {
+        attributes.int(key::SENT_BYTES, counts.sent_bytes as i64);
+        attributes.int(key::RECEIVED_BYTES, counts.received_bytes as i64);
+        attributes.int(key::SENT_PACKETS, counts.sent_packets.into());
+        attributes.int(key::RECEIVED_PACKETS, counts.received_packets.into());
+        attributes.int(key::RETRANSMITS, counts.retransmits.into());
+    }
+    if let Some((smoothed, smallest)) = connection.rtt() {
+        attributes.int(key::RTT, smoothed as i64);
+        attributes.int(key::RTT_MIN, smallest as i64);
+    }
+}
+
+fn closing(attributes: &mut Attributes<'_>, role: Role, end: End) {
+    let (by, reset, error) = match end {
+        End::ByUs => (Some(role), false, None),
+        End::ByPeer => (Some(role.other()), false, None),
+        End::ResetByUs => (Some(role), true, None),
+        End::ResetByPeer(error) => (Some(role.other()), true, Some(error)),
+        End::Failed(error) | End::Broken(error) => (None, false, Some(error)),
+    };
+    if let Some(by) = by {
+        attributes.text(key::CONNECTION_CLOSED_BY, by.name());
+    }
+    attributes.bool(key::CONNECTION_RESET, reset);
+    if let Some(error) = error {
+        attributes.text(key::ERROR_TYPE, error.name());
+    }
+}
+
+/// The span of a connection, from its begin to its end.
+fn span(
+    connection: &Connection<'_>,
+    end: End,
+    peer: Option<SpanContext>,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+) {
+    texts.error.clear();
+    let failed = match end {
+        End::ByUs | End::ByPeer => false,
+        End::Failed(error) => write!(texts.error, "connect failed: {}", error.name()).is_ok(),
+        End::ResetByUs => write!(texts.error, "reset by this end").is_ok(),
+        End::ResetByPeer(error) => write!(texts.error, "reset by the peer: {}", error.name()).is_ok(),
+        End::Broken(error) => write!(texts.error, "broken: {}", error.name()).is_ok(),
+    };
+    let error = std::mem::take(&mut texts.error);
+    let (name, kind) = match connection.role {
+        Role::Client => ("tcp connect", Kind::Client),
+        Role::Server => ("tcp accept", Kind::Server),
+    };
+    let span = Span {
+        context: whose.span,
+        parent: whose.process.map_or(0, |process| process.span.span_id),
+        name,
+        kind,
+        start: clock.unix(connection.begin()),
+        end: clock.unix(connection.tcp.time_ns),
+        error: failed.then_some(error.as_str()),
+        link: peer,
+    };
+    out.span(&span, |attributes| {
+        describe(attributes, connection, whose, texts);
+        if let Some(connect) = connection.connect_time() {
+            attributes.int(key::CONNECT_TIME, connect as i64);
+        }
+        traffic(attributes, connection, connection.counts());
+        closing(attributes, connection.role, end);
+    });
+    texts.error = error;
+}

@@ -1,0 +1,92 @@
+//! The two ends of a connection on one node: the span of the end that connects
+//! is noted, so that the span of the end that accepts can point at it.
+
+use super::connection::Connection;
+use crate::otlp::SpanContext;
+use rustc_hash::FxHashMap;
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher as _, RandomState},
+};
+
+/// Connections remembered; the oldest is forgotten first.
+const MAX_PAIRS: usize = 32_768;
+
+/// Spans of connecting ends whose other end may be on this node.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    /// By the hash of both ends.
+    clients: FxHashMap<u64, SpanContext>,
+    /// By age; some are gone already.
+    order: VecDeque<u64>,
+    hasher: RandomState,
+}
+
+impl Pairs {
+    /// Notes the span of an end that connects.
+    pub fn note(&mut self, connection: &Connection<'_>, span: SpanContext) {
+        let key = self.key(connection);
+        if self.clients.insert(key, span).is_none() {
+            self.order.push_back(key);
+        }
+        while self.order.len() > MAX_PAIRS {
+            if let Some(oldest) = self.order.pop_front() {
+                self.clients.remove(&oldest);
+            }
+        }
+    }
+
+    /// The span of the end that connects, for the end that accepts.
+    #[must_use]
+    pub fn client_of(&self, connection: &Connection<'_>) -> Option<SpanContext> {
+        self.clients.get(&self.key(connection)).copied()
+    }
+
+    /// Loopback addresses mean another host in every network namespace.
+    fn key(&self, connection: &Connection<'_>) -> u64 {
+        let (source, destination) = (connection.source(), connection.destination());
+        let namespace = if source.ip().is_loopback() { connection.tcp.namespace } else { 0 };
+        self.hasher.hash_one((source, destination, namespace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent_common::network::{Tcp, role};
+    use zerocopy::FromZeros as _;
+
+    fn ends(port: u16) -> [Tcp; 2] {
+        let mut client = Tcp::new_zeroed();
+        (client.family, client.role, client.local_port, client.remote_port) = (2, role::CLIENT, port, 80);
+        (client.local[0], client.remote[0]) = (10, 11);
+        let mut server = client;
+        (server.role, server.local_port, server.remote_port) = (role::SERVER, 80, port);
+        (server.local, server.remote) = (client.remote, client.local);
+        [client, server]
+    }
+
+    #[test]
+    fn the_accepting_end_finds_the_span_of_the_connecting_one() {
+        let mut pairs = Pairs::default();
+        let span = SpanContext { trace_id: 1, span_id: 2 };
+        let [client, server] = ends(4000);
+        pairs.note(&Connection::new(&client, |_, _| false), span);
+        assert_eq!(pairs.client_of(&Connection::new(&server, |_, _| false)), Some(span));
+        let [_, stranger] = ends(4001);
+        assert_eq!(pairs.client_of(&Connection::new(&stranger, |_, _| false)), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut pairs = Pairs::default();
+        for namespace in 0..2u32 {
+            for port in 1..=u16::MAX {
+                let [mut client, _] = ends(port);
+                client.remote[1] = namespace as u8;
+                pairs.note(&Connection::new(&client, |_, _| false), SpanContext::default());
+            }
+        }
+        assert_eq!((pairs.clients.len(), pairs.order.len()), (MAX_PAIRS, MAX_PAIRS));
+    }
+}
