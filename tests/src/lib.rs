@@ -21,4 +21,5 @@ pub mod peer;
 pub mod pipeline;
 pub mod place;
 pub mod skip;
+pub mod ss;
 pub mod workload;

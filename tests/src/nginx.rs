@@ -22,7 +22,7 @@ pub fn available() -> bool {
 pub struct Nginx {
     daemon: Daemon,
     port: u16,
-    _folder: Folder,
+    folder: Folder,
 }
 
 /// What wrk measured.
@@ -43,6 +43,18 @@ impl Nginx {
     /// # Errors
     /// If there is no nginx, or it does not listen within ten seconds.
     pub fn start(workers: u32) -> Result<Self> {
+        Self::start_with(workers, "access_log off;")
+    }
+
+    /// The same, with a log of who answered each request.
+    ///
+    /// # Errors
+    /// As [`Nginx::start`].
+    pub fn start_logging(workers: u32) -> Result<Self> {
+        Self::start_with(workers, "log_format who '$remote_port $pid'; access_log access.log who;")
+    }
+
+    fn start_with(workers: u32, log: &str) -> Result<Self> {
         let folder = Folder::new("nginx")?;
         let root = folder.path();
         // The workers are another user.
@@ -53,7 +65,7 @@ impl Nginx {
         let settings = format!(
             "daemon off;\nworker_processes {workers};\npid {path}/pid;\nerror_log {path}/error.log;\n\
              events {{ worker_connections 4096; }}\n\
-             http {{\n  access_log off;\n  client_body_temp_path {path}/body;\n  proxy_temp_path {path}/proxy;\n  \
+             http {{\n  {log}\n  client_body_temp_path {path}/body;\n  proxy_temp_path {path}/proxy;\n  \
              fastcgi_temp_path {path}/fastcgi;\n  uwsgi_temp_path {path}/uwsgi;\n  scgi_temp_path {path}/scgi;\n  \
              server {{ listen 127.0.0.1:{port} reuseport; location / {{ root {path}; }} }}\n}}\n"
         );
@@ -64,7 +76,7 @@ impl Nginx {
         daemon.wait_until("a listening socket", Duration::from_secs(10), |_| {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         })?;
-        Ok(Self { daemon, port, _folder: folder })
+        Ok(Self { daemon, port, folder })
     }
 
     /// Process id of the master.
@@ -77,6 +89,19 @@ impl Nginx {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What its own log says of each request: the port that it came from, and the worker.
+    ///
+    /// # Errors
+    /// If there is no log, or a line is not as expected.
+    pub fn log(&self) -> Result<Vec<(u16, u32)>> {
+        let text = fs::read_to_string(self.folder.path().join("access.log"))?;
+        let line = |line: &str| -> Result<(u16, u32)> {
+            let (port, pid) = line.split_once(' ').with_context(|| format!("the line {line:?}"))?;
+            Ok((port.parse()?, pid.parse()?))
+        };
+        text.lines().map(line).collect()
     }
 
     /// Asks for so many seconds over 64 connections at once, with a new one for

@@ -12,7 +12,7 @@ use crate::sink::Sink;
 use crate::watch::{Contest, Outcome, SETTLE, agent, cpu, memory};
 
 const SECONDS: u32 = 3;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 2;
 const WORKERS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,13 +1,19 @@
 //! A program that tests run to see it observed: `workload threads N MS CODE`
 //! keeps N threads busy for so many milliseconds, and one of them, not the first,
 //! ends the process with the code; `workload storm N PROGRAM` starts a program N
-//! times as fast as it can, one after the other, and prints the nanoseconds it took.
+//! times as fast as it can, one after the other, and prints the nanoseconds it took;
+//! `workload hold-socket` takes a socket from its standard input, says so with a byte,
+//! waits until the sender has closed its own, and closes it.
 #![forbid(unsafe_code)]
 
 use std::hint::black_box;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::process::{Command, exit};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,11 +40,42 @@ fn main() {
             }
             println!("{}", start.elapsed().as_nanos());
         }
+        (Some("hold-socket"), ..) => {
+            if let Err(error) = hold_socket() {
+                eprintln!("{error}");
+                exit(1);
+            }
+        }
         _ => {
-            eprintln!("usage: workload threads COUNT MILLISECONDS CODE\n       workload storm COUNT PROGRAM");
+            eprintln!(
+                "usage: workload threads COUNT MILLISECONDS CODE\n       workload storm COUNT PROGRAM\n       workload hold-socket"
+            );
             exit(2);
         }
     }
+}
+
+fn hold_socket() -> std::io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(std::io::stdin(), &mut [std::io::IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::empty())?;
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            sockets.extend(received);
+        }
+    }
+    if sockets.is_empty() {
+        return Err(std::io::Error::other("no socket came"));
+    }
+    std::io::stdout().write_all(b"!")?;
+    std::io::stdout().flush()?;
+    // Its end of the pair is closed after its own copy of the socket.
+    std::io::stdin().read_exact(&mut byte).or_else(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Uses a CPU for some time.

@@ -7,10 +7,10 @@ mod bpf_linker;
 mod collector;
 mod debian;
 mod kafka;
-mod peers;
 mod programs;
 mod rust_src;
 mod stamp;
+mod unpacked;
 
 use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
@@ -21,9 +21,9 @@ use anyhow::{Context as _, Error, Result, bail};
 use self::bpf_linker::BpfLinker;
 use self::collector::{Collector, CollectorBuilder};
 use self::kafka::Kafka;
-use self::peers::Peers;
 use self::programs::{Program, Programs, TEST_PROGRAMS};
 use self::rust_src::RustSrc;
+use self::unpacked::{COMPARED_WITH, TESTED_WITH, Unpacked};
 use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 
@@ -33,10 +33,10 @@ use crate::workspace::Workspace;
 /// is already there is left alone. Interrupt it at any time and start it again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc and iproute2
+    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc, iproute2, curl, nginx, socat and nftables
     #[arg(long)]
     tests: bool,
-    /// Also bring the tools that benchmarks compare with: bpftrace, libbpf-tools, bpftool
+    /// Also bring what benchmarks compare with and start: bpftrace, libbpf-tools, bpftool, nginx, wrk, iperf3
     #[arg(long)]
     bench: bool,
 }
@@ -94,6 +94,7 @@ pub fn tests(workspace: &Workspace) -> Result<Vec<Error>> {
     let _lock = lock(workspace)?;
     Ok(ensure_each(&[
         &Programs(TEST_PROGRAMS),
+        &Unpacked::new(workspace, &TESTED_WITH),
         &CollectorBuilder::new(workspace),
         &Collector::new(workspace)?,
         &Kafka::new(workspace),
@@ -103,7 +104,7 @@ pub fn tests(workspace: &Workspace) -> Result<Vec<Error>> {
 /// What the benchmarks compare with. As for [`tests`].
 pub fn bench(workspace: &Workspace) -> Result<Vec<Error>> {
     let _lock = lock(workspace)?;
-    Ok(ensure_each(&[&Peers::new(workspace)]))
+    Ok(ensure_each(&[&Unpacked::new(workspace, &TESTED_WITH), &Unpacked::new(workspace, &COMPARED_WITH)]))
 }
 
 /// Says what could not be installed.

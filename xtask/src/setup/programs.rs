@@ -19,8 +19,12 @@ pub struct Program {
 const JAVA: Program = Program { name: "java", package: "default-jre-headless" };
 
 /// What the tests start.
-pub const TEST_PROGRAMS: &[Program] =
-    &[Program { name: "runc", package: "runc" }, Program { name: "ip", package: "iproute2" }, JAVA];
+pub const TEST_PROGRAMS: &[Program] = &[
+    Program { name: "runc", package: "runc" },
+    Program { name: "ip", package: "iproute2" },
+    Program { name: "curl", package: "curl" },
+    JAVA,
+];
 
 /// Builds the collector.
 pub const GO: &[Program] = &[Program { name: "go", package: "golang-go" }];

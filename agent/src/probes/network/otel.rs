@@ -5,7 +5,7 @@ use crate::{
     enrich::{
         clock::Clock,
         container::Cgroup,
-        identity::{container, identity},
+        identity::{container, owner},
         process::{Process, until_nul},
     },
     otlp::{
@@ -137,14 +137,13 @@ fn describe(attributes: &mut Attributes<'_>, connection: &Connection<'_>, whose:
         attributes.int(key::PROCESS_PID, owner.pid.into());
     }
     match (whose.process, connection.owner()) {
-        (Some(process), _) => identity(attributes, process),
-        (None, Some(owner)) => {
-            attributes.int(key::PROCESS_USER_ID, owner.uid.into());
-            attributes.text(key::PROCESS_COMM, &String::from_utf8_lossy(until_nul(&owner.comm)));
+        (Some(process), _) => owner(attributes, process),
+        (None, Some(known)) => {
+            attributes.int(key::PROCESS_USER_ID, known.uid.into());
+            attributes.text(key::PROCESS_COMM, &String::from_utf8_lossy(until_nul(&known.comm)));
         }
         (None, None) => {
             if let Some(cgroup) = whose.cgroup {
-                attributes.text(key::PROCESS_CGROUP, &cgroup.path);
                 container(attributes, cgroup);
             }
         }

@@ -13,30 +13,56 @@ use super::{Step, debian};
 use crate::toolchain::find_program;
 use crate::workspace::Workspace;
 
+/// A list of programs that are unpacked and not installed: their packages would start
+/// servers, or change more of the system than a test needs.
+#[derive(Debug)]
+pub struct Packages {
+    /// Folder below target/tools.
+    folder: &'static str,
+    /// What for, to complete 'installing X, '.
+    why: &'static str,
+    programs: &'static [Program],
+}
+
+/// What the tests start.
+pub const TESTED_WITH: Packages = Packages {
+    folder: "servers",
+    why: "which tests start",
+    programs: &[
+        Program { name: "nginx", package: "nginx" },
+        Program { name: "socat", package: "socat" },
+        Program { name: "nft", package: "nftables" },
+    ],
+};
+
 /// What the benchmarks start.
-const PROGRAMS: &[Program] = &[
-    Program { name: "bpftrace", package: "bpftrace" },
-    Program { name: "bpftool", package: "bpftool" },
-    Program { name: "execsnoop", package: "libbpf-tools" },
-    Program { name: "runqlat", package: "libbpf-tools" },
-    Program { name: "tcplife", package: "libbpf-tools" },
-];
+pub const COMPARED_WITH: Packages = Packages {
+    folder: "peers",
+    why: "which benchmarks compare with",
+    programs: &[
+        Program { name: "bpftrace", package: "bpftrace" },
+        Program { name: "bpftool", package: "bpftool" },
+        Program { name: "execsnoop", package: "libbpf-tools" },
+        Program { name: "runqlat", package: "libbpf-tools" },
+        Program { name: "tcplife", package: "libbpf-tools" },
+        Program { name: "wrk", package: "wrk" },
+        Program { name: "iperf3", package: "iperf3" },
+    ],
+};
 
-/// Folder of the unpacked packages, below target/tools.
-const UNPACKED: &str = "peers";
-
-/// Those of [`PROGRAMS`] that the system does not have, each as a script in
+/// Those of a list that the system does not have, each as a script in
 /// target/tools/bin that calls the unpacked program with its unpacked libraries.
 #[derive(Debug)]
-pub struct Peers {
+pub struct Unpacked {
     tools: PathBuf,
+    packages: &'static Packages,
     programs: Vec<&'static Program>,
 }
 
-impl Peers {
-    pub fn new(workspace: &Workspace) -> Self {
-        let programs = PROGRAMS.iter().filter(|program| find_program(program.name).is_none()).collect();
-        Self { tools: workspace.tools(), programs }
+impl Unpacked {
+    pub fn new(workspace: &Workspace, packages: &'static Packages) -> Self {
+        let programs = packages.programs.iter().filter(|program| find_program(program.name).is_none()).collect();
+        Self { tools: workspace.tools(), packages, programs }
     }
 
     fn script(&self, program: &Program) -> PathBuf {
@@ -44,17 +70,17 @@ impl Peers {
     }
 }
 
-impl Step for Peers {
+impl Step for Unpacked {
     fn what(&self) -> String {
         packages(&self.programs).join(", ")
     }
 
     fn why(&self) -> &'static str {
-        "which benchmarks compare with"
+        self.packages.why
     }
 
     fn place(&self) -> PathBuf {
-        self.tools.join(UNPACKED)
+        self.tools.join(self.packages.folder)
     }
 
     fn is_ready(&self) -> bool {
@@ -72,7 +98,7 @@ impl Step for Peers {
             let script = self.script(program);
             let named = || format!("cannot write {}", script.display());
             fs::create_dir_all(self.tools.join("bin")).with_context(named)?;
-            fs::write(&script, script_for(&inside)).with_context(named)?;
+            fs::write(&script, script_for(self.packages.folder, &inside)).with_context(named)?;
             fs::set_permissions(&script, Permissions::from_mode(0o755)).with_context(named)?;
         }
         Ok(())
@@ -86,13 +112,13 @@ fn unpacked(root: &Path, name: &str) -> Option<PathBuf> {
 
 /// A script that becomes the program: `exec`, so that it has the process id that its
 /// caller knows. Relative to itself, so that the clone can be moved.
-fn script_for(inside: &Path) -> String {
+fn script_for(folder: &str, inside: &Path) -> String {
     format!(
         "#!/bin/sh\n\
-         # Written by `cargo xtask setup --bench`.\n\
-         peers=$(dirname \"$0\")/../{UNPACKED}\n\
-         export LD_LIBRARY_PATH=\"$peers/usr/lib/{}-linux-gnu${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"\n\
-         exec \"$peers/{}\" \"$@\"\n",
+         # Written by `cargo xtask setup`.\n\
+         unpacked=$(dirname \"$0\")/../{folder}\n\
+         export LD_LIBRARY_PATH=\"$unpacked/usr/lib/{}-linux-gnu${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"\n\
+         exec \"$unpacked/{}\" \"$@\"\n",
         env::consts::ARCH,
         inside.display()
     )
@@ -107,7 +133,7 @@ mod tests {
     #[test]
     fn a_script_calls_the_unpacked_program_with_its_arguments_and_libraries() {
         let tools = tempfile::tempdir().expect("a temporary folder");
-        let (bin, root) = (tools.path().join("bin"), tools.path().join(UNPACKED));
+        let (bin, root) = (tools.path().join("bin"), tools.path().join("servers"));
         fs::create_dir_all(&bin).expect("a folder");
         fs::create_dir_all(root.join("usr/sbin")).expect("a folder");
         let write = |path: &Path, text: &str| {
@@ -116,13 +142,13 @@ mod tests {
         };
         write(&root.join("usr/sbin/peer"), "#!/bin/sh\necho \"$LD_LIBRARY_PATH|$1|$2\"\n");
         let inside = unpacked(&root, "peer").expect("it is there");
-        write(&bin.join("peer"), &script_for(&inside));
+        write(&bin.join("peer"), &script_for("servers", &inside));
 
         let output = Command::new(bin.join("peer")).args(["a b", "c"]).env("LD_LIBRARY_PATH", "/own").output();
         let said = String::from_utf8(output.expect("starts").stdout).expect("text");
         let (libraries, arguments) = said.trim_end().split_once('|').expect("two parts");
         assert_eq!(arguments, "a b|c");
-        assert!(libraries.contains("/bin/../peers/usr/lib/"), "{libraries}");
+        assert!(libraries.contains("/bin/../servers/usr/lib/"), "{libraries}");
         assert!(libraries.ends_with(":/own"), "{libraries}");
         assert_eq!(unpacked(&root, "leaf-no-such-program"), None);
     }

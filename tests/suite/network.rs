@@ -1,0 +1,474 @@
+//! The network room on the real kernel: what `ss`, the two ends and a server's own
+//! log say of connections is what the agent tells of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use leaf_tests::agent::AgentProcess;
+use leaf_tests::collector::Collector;
+use leaf_tests::kafka::Kafka;
+use leaf_tests::ledger::Line;
+use leaf_tests::nginx::{self, Nginx};
+use leaf_tests::pipeline::{PATIENCE, Pipeline};
+use leaf_tests::skip::{has_program, is_root, require};
+use leaf_tests::{place, ss};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::Value;
+
+const ROOT: &str = "eBPF takes root";
+const STOP: Duration = Duration::from_secs(20);
+/// Longer than an agent looks for owners of accepted connections.
+const A_WHILE: Duration = Duration::from_secs(3);
+
+/// An agent that prints the events of connections, and when it watches.
+fn watching(env: &[(&str, &str)]) -> Result<AgentProcess> {
+    let arguments = ["run", "--exporter", "console", "--format", "json", "--probes", "network"];
+    let mut agent = AgentProcess::start(&arguments, env)?;
+    agent.wait_for_stderr("network: watching", STOP)?;
+    Ok(agent)
+}
+
+/// The events of one port, after the agent has ended in order and lost nothing.
+fn events(agent: AgentProcess, port: u16) -> Result<Vec<Value>> {
+    let finished = agent.terminate(STOP)?;
+    ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
+    Line::of(&finished.stderr, "network events")?.assert_all_delivered();
+    let mut events = Vec::new();
+    for line in finished.stdout.lines() {
+        let envelope: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+        assert_eq!(envelope["type"], "network", "{envelope}");
+        if envelope["data"]["dst_port"] == port {
+            let mut data = envelope["data"].clone();
+            data["timestamp"] = envelope["timestamp"].clone();
+            events.push(data);
+        }
+    }
+    Ok(events)
+}
+
+/// The only event of this type of the connection from `source`, seen from one end.
+fn one<'a>(events: &'a [Value], kind: &str, source: SocketAddr, role: &str) -> &'a Value {
+    let is = |event: &&Value| event["type"] == kind && event["src_port"] == source.port() && event["role"] == role;
+    let found: Vec<_> = events.iter().filter(is).collect();
+    assert_eq!(found.len(), 1, "{kind} of {source} as {role} in {events:#?}");
+    found[0]
+}
+
+/// Both ends of a new connection to a listener of ours.
+fn connect(listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    Ok((client, listener.accept()?.0))
+}
+
+fn read_exactly(from: &mut TcpStream, bytes: usize) -> Result<()> {
+    from.read_exact(&mut vec![0; bytes]).context("fewer bytes than were sent")
+}
+
+/// Closes, and waits until the peer has, too: the kernel is then done with both ends.
+fn close_first(first: TcpStream, mut second: TcpStream) -> Result<()> {
+    drop(first);
+    assert_eq!(second.read(&mut [0])?, 0);
+    drop(second);
+    std::thread::sleep(Duration::from_millis(50));
+    Ok(())
+}
+
+#[test]
+fn a_connection_is_told_to_its_end_with_what_ss_says_of_both_ends() -> Result<()> {
+    if !require(is_root(), ROOT) || !require(has_program("ss"), "no ss (iproute2)") {
+        return Ok(());
+    }
+    const REQUEST: usize = 100_000;
+    const ANSWER: usize = 5_000;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[])?;
+    let before = Instant::now();
+    let (mut client, mut server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    let request = std::thread::spawn(move || client.write_all(&vec![1; REQUEST]).map(|()| client));
+    read_exactly(&mut server, REQUEST)?;
+    let mut client = request.join().expect("no panic")?;
+    server.write_all(&vec![2; ANSWER])?;
+    read_exactly(&mut client, ANSWER)?;
+    // The last acknowledgement is on its way for 40 ms at most.
+    std::thread::sleep(Duration::from_millis(100));
+    let sockets = ss::sockets(port)?;
+    close_first(client, server)?;
+    let lived = before.elapsed();
+
+    let events = events(agent, port)?;
+    let me = std::process::id();
+    assert_eq!(events.len(), 4, "{events:#?}");
+    for (opened, role, peer) in [("tcp_connect", "client", "server"), ("tcp_accept", "server", "client")] {
+        let local = if role == "client" { source } else { listener.local_addr()? };
+        let socket = sockets.iter().find(|socket| socket.local == local.to_string()).context("not in ss")?;
+        assert_eq!(socket.pids, [me]);
+        let closed = one(&events, "tcp_close", source, role);
+        for event in [one(&events, opened, source, role), closed] {
+            assert_eq!(event["pid"], me, "{event}");
+            assert_eq!(event["comm"], std::fs::read_to_string("/proc/self/comm")?.trim(), "{event}");
+            assert_eq!((&event["src_ip"], &event["dst_ip"]), (&Value::from("127.0.0.1"), &Value::from("127.0.0.1")));
+            assert_eq!((&event["transport"], &event["ip_version"]), (&Value::from("tcp"), &Value::from("ipv4")));
+        }
+        let number = |name: &str| closed[name].as_u64().unwrap_or_else(|| panic!("no {name} in {closed}"));
+        assert_eq!(number("sent_bytes"), socket.count("bytes_sent") - socket.count("bytes_retrans"), "{peer} {closed}");
+        assert_eq!(number("received_bytes"), socket.count("bytes_received"), "{closed}");
+        // A FIN each way and its acknowledgement come after `ss` looked.
+        let more = |name: &str, of: &str| number(name).checked_sub(socket.count(of));
+        assert!(more("sent_packets", "segs_out").is_some_and(|more| (1..=2).contains(&more)), "{socket:?} {closed}");
+        assert!(more("received_packets", "segs_in").is_some_and(|more| (1..=2).contains(&more)), "{socket:?} {closed}");
+        assert_eq!(number("retransmits"), socket.count("retrans"), "{closed}");
+        // One more measurement at most: an eighth of it goes into the mean (RFC 6298), the smallest gets smaller.
+        assert!(number("rtt_ns") as f64 >= socket.nanos("rtt") * 0.87 - 1e3, "{socket:?} {closed}");
+        assert!(number("rtt_min_ns") as f64 <= socket.nanos("minrtt") + 1e3, "{socket:?} {closed}");
+        let duration = Duration::from_nanos(number("duration_ns"));
+        assert!(duration >= Duration::from_millis(100) && duration <= lived, "{duration:?} of {lived:?}");
+        assert_eq!((&closed["closed_by"], &closed["reset"]), (&Value::from("client"), &Value::from(false)));
+        assert_eq!(closed["state"], if role == "client" { "fin_wait_2" } else { "last_ack" });
+    }
+    let connect = one(&events, "tcp_connect", source, "client")["connect_ns"].as_u64().context("a time")?;
+    assert!(connect > 0 && u128::from(connect) < lived.as_nanos(), "{connect}");
+    Ok(())
+}
+
+#[test]
+fn ends_that_are_no_ordinary_close_are_told_as_what_they_are() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[])?;
+
+    // Closed with unread data: a reset (RFC 2525, 2.17).
+    let (mut client, server) = connect(&listener)?;
+    let reset = client.local_addr()?;
+    client.write_all(b"unread")?;
+    while server.peek(&mut [0; 6])? < 6 {}
+    drop(server);
+    assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    drop(client);
+
+    // Each end closes its half, the server first.
+    let (mut client, mut server) = connect(&listener)?;
+    let half = client.local_addr()?;
+    server.shutdown(Shutdown::Write)?;
+    assert_eq!(client.read(&mut [0])?, 0);
+    client.write_all(b"still here")?;
+    read_exactly(&mut server, 10)?;
+    close_first(client, server)?;
+
+    let refused = place::free_port()?;
+    assert!(TcpStream::connect(("127.0.0.1", refused)).is_err());
+
+    let finished = agent.terminate(STOP)?;
+    let all: Vec<Value> = finished
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).map(|e| e["data"].clone()))
+        .collect::<Result<_, _>>()?;
+    let events: Vec<Value> = all.iter().filter(|event| event["dst_port"] == port).cloned().collect();
+    for role in ["client", "server"] {
+        let closed = one(&events, "tcp_close", reset, role);
+        assert_eq!((&closed["closed_by"], &closed["reset"]), (&Value::from("server"), &Value::from(true)), "{closed}");
+        assert_eq!(closed["error"], if role == "client" { Value::from("ECONNRESET") } else { Value::Null }, "{closed}");
+        let closed = one(&events, "tcp_close", half, role);
+        assert_eq!((&closed["closed_by"], &closed["reset"]), (&Value::from("server"), &Value::from(false)), "{closed}");
+        let (sent, received) = if role == "client" { (10, 0) } else { (0, 10) };
+        assert_eq!((&closed["sent_bytes"], &closed["received_bytes"]), (&sent.into(), &received.into()), "{closed}");
+    }
+    let attempts: Vec<_> = all.iter().filter(|event| event["dst_port"] == refused).collect();
+    assert_eq!(attempts.len(), 1, "{attempts:?}");
+    assert_eq!(
+        (&attempts[0]["type"], &attempts[0]["error"]),
+        (&Value::from("tcp_connect"), &Value::from("ECONNREFUSED"))
+    );
+    assert_eq!(attempts[0]["pid"], std::process::id());
+    Ok(())
+}
+
+#[test]
+fn a_connection_over_ipv6_has_its_addresses_and_a_mapped_one_those_of_ipv4() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[])?;
+    let six = TcpStream::connect((Ipv6Addr::LOCALHOST, port))?;
+    let (source6, server6) = (six.local_addr()?, listener.accept()?.0);
+    close_first(six, server6)?;
+    let four = TcpStream::connect(("127.0.0.1", port))?;
+    let (source4, server4) = (four.local_addr()?, listener.accept()?.0);
+    close_first(four, server4)?;
+    let events = events(agent, port)?;
+    for (source, address, version) in [(source6, "::1", "ipv6"), (source4, "127.0.0.1", "ipv4")] {
+        for role in ["client", "server"] {
+            let closed = one(&events, "tcp_close", source, role);
+            assert_eq!((&closed["src_ip"], &closed["dst_ip"]), (&address.into(), &address.into()), "{closed}");
+            assert_eq!(closed["ip_version"], version, "{closed}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_older_than_the_agent_is_not_new_and_its_end_is_complete() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let (mut client, mut server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    client.write_all(b"before")?;
+    read_exactly(&mut server, 6)?;
+    let agent = watching(&[])?;
+    server.write_all(b"after the start")?;
+    read_exactly(&mut client, 15)?;
+    close_first(server, client)?;
+    let events = events(agent, port)?;
+    assert_eq!(events.len(), 2, "{events:#?}");
+    for (role, sent, received) in [("client", 6, 15), ("server", 15, 6)] {
+        let closed = one(&events, "tcp_close", source, role);
+        assert_eq!(closed["pid"], std::process::id());
+        assert_eq!((&closed["sent_bytes"], &closed["received_bytes"]), (&sent.into(), &received.into()), "{closed}");
+        assert_eq!((&closed["closed_by"], &closed["duration_ns"]), (&Value::from("server"), &Value::Null), "{closed}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_long_connection_is_told_at_each_interval_with_what_is_new() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[("LEAF_NETWORK_REPORT_INTERVAL", "400ms")])?;
+    let (mut client, mut server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    for _ in 0..20 {
+        client.write_all(&[0; 1000])?;
+        read_exactly(&mut server, 1000)?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Nothing moves, so nothing is told.
+    std::thread::sleep(Duration::from_secs(1));
+    close_first(client, server)?;
+    let events = events(agent, port)?;
+    for (role, counted) in [("client", "sent_bytes"), ("server", "received_bytes")] {
+        let flows: Vec<u64> = events
+            .iter()
+            .filter(|event| event["type"] == "tcp_flow" && event["role"] == role)
+            .map(|event| event[counted].as_u64().expect("a number"))
+            .collect();
+        assert!((3..=6).contains(&flows.len()), "{events:#?}");
+        assert_eq!(flows.iter().sum::<u64>(), 20_000, "{flows:?}");
+        assert_eq!(one(&events, "tcp_close", source, role)[counted], 20_000);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_owner_is_who_handles_the_connection_and_not_who_accepted_it() -> Result<()> {
+    let needs = "no socat: run `cargo xtask setup --tests`";
+    if !require(is_root(), ROOT) || !require(has_program("socat"), needs) {
+        return Ok(());
+    }
+    let port = place::free_port()?;
+    let agent = watching(&[])?;
+    // It accepts, and forks a child for the connection, which forks the one that calls the shell.
+    let socat = place::program("socat").context("socat")?;
+    let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr");
+    let mut server = Command::new(socat).args([&listen, "SYSTEM:cut -d' ' -f4 /proc/$PPID/stat"]).spawn()?;
+    let mut client = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(client) => break client,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let source = client.local_addr()?;
+    let mut said = String::new();
+    client.read_to_string(&mut said)?;
+    drop(client);
+    std::thread::sleep(Duration::from_millis(200));
+    server.kill()?;
+    server.wait()?;
+    let child: u32 = said.trim().parse()?;
+    assert_ne!(child, server.id());
+    let events = events(agent, port)?;
+    assert_eq!(one(&events, "tcp_close", source, "server")["pid"], child, "{events:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_was_passed_on_belongs_to_who_closes_it() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[])?;
+    let (client, server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut holder = Command::new(env!("CARGO_BIN_EXE_workload"))
+        .arg("hold-socket")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let sockets = [client.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
+    sendmsg(&ours, &[std::io::IoSlice::new(b"!")], &mut ancillary, SendFlags::empty())?;
+    // It says when it has it; then it closes and ends.
+    holder.stdout.take().context("piped")?.read_exact(&mut [0])?;
+    drop(client);
+    drop(ours);
+    assert!(holder.wait()?.success());
+    drop(server);
+    std::thread::sleep(Duration::from_millis(50));
+    let events = events(agent, port)?;
+    assert_eq!(one(&events, "tcp_connect", source, "client")["pid"], std::process::id());
+    let closed = one(&events, "tcp_close", source, "client");
+    assert_eq!((&closed["pid"], &closed["comm"]), (&holder.id().into(), &"workload".into()), "{closed}");
+    assert_eq!(one(&events, "tcp_close", source, "server")["pid"], std::process::id());
+    Ok(())
+}
+
+#[test]
+fn an_accepted_connection_that_stays_open_is_told_with_its_owner() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let mut agent = watching(&[])?;
+    let (client, server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    agent.wait_for_stdout("tcp_accept", A_WHILE)?;
+    let events = events(agent, port)?;
+    assert_eq!(one(&events, "tcp_accept", source, "server")["pid"], std::process::id());
+    assert_eq!(events.len(), 2, "{events:#?}");
+    drop((client, server));
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_short_connections_are_each_told_once() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    const CONNECTIONS: usize = 10_000;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let agent = watching(&[])?;
+    let mut sources = BTreeSet::new();
+    for _ in 0..CONNECTIONS {
+        let (client, mut server) = connect(&listener)?;
+        sources.insert(client.local_addr()?.port());
+        drop(client);
+        assert_eq!(server.read(&mut [0])?, 0);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let events = events(agent, port)?;
+    let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for event in &events {
+        assert!(event["src_port"].as_u64().is_some_and(|port| sources.contains(&(port as u16))), "{event}");
+        assert_eq!(event["pid"], std::process::id(), "{event}");
+        let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        *seen.entry((text("type"), text("role"))).or_default() += 1;
+    }
+    let expected =
+        [("tcp_accept", "server"), ("tcp_close", "client"), ("tcp_close", "server"), ("tcp_connect", "client")];
+    let expected = expected.map(|(kind, role)| ((kind.to_owned(), role.to_owned()), CONNECTIONS));
+    assert_eq!(seen, BTreeMap::from(expected));
+    Ok(())
+}
+
+/// A request to a server, each over a connection of its own; returns curl's own port.
+fn curl(port: u16) -> Result<u16> {
+    let url = format!("http://127.0.0.1:{port}/");
+    let output = Command::new("curl").args(["-sS", "-o", "/dev/null", "-w", "%{local_port}", &url]).output()?;
+    ensure!(output.status.success(), "curl failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.parse()?)
+}
+
+#[test]
+fn requests_of_curl_to_nginx_are_in_kafka_under_their_source_with_the_worker_that_answered() -> Result<()> {
+    let tools = "no nginx or no curl: run `cargo xtask setup --tests`";
+    let here = Kafka::available() && Collector::available();
+    if !require(is_root(), ROOT)
+        || !require(nginx::available() && has_program("curl"), tools)
+        || !require(here, "no collector or no Kafka: run `cargo xtask setup --tests`")
+    {
+        return Ok(());
+    }
+    const REQUESTS: usize = 20;
+    let pipeline = Pipeline::start()?;
+    let nginx = Nginx::start_logging(2)?;
+    let endpoint = pipeline.collector.endpoint();
+    let mut agent = AgentProcess::start(&["run"], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])?;
+    agent.wait_for_stderr("network: watching", PATIENCE)?;
+    let ports: BTreeSet<u16> = (0..REQUESTS).map(|_| curl(nginx.port())).collect::<Result<_>>()?;
+    std::thread::sleep(Duration::from_millis(200));
+    let finished = agent.terminate(STOP)?;
+    ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
+    Line::of(&finished.stderr, "network events")?.assert_all_delivered();
+
+    let data = |value: &[u8]| serde_json::from_slice::<Value>(value).expect("JSON");
+    let is_ours = |envelope: &Value| envelope["data"]["dst_port"] == nginx.port();
+    let enough = |records: &[leaf_tests::kafka::Record]| {
+        records.iter().filter(|record| is_ours(&data(&record.value))).count() >= 4 * ports.len()
+    };
+    let records = pipeline.kafka.records("system.events.network", enough, PATIENCE)?;
+    let log = nginx.log()?;
+    assert_eq!(log.len(), ports.len());
+    let mut seen: BTreeMap<(u16, String, String), Value> = BTreeMap::new();
+    let (mut keys, mut partitions) = (BTreeSet::new(), BTreeSet::new());
+    for record in &records {
+        let envelope = data(&record.value);
+        if is_ours(&envelope) {
+            keys.insert(record.key_text());
+            partitions.insert(record.partition);
+            let event = &envelope["data"];
+            let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+            let port = event["src_port"].as_u64().context("a port")? as u16;
+            let earlier = seen.insert((port, text("type"), text("role")), envelope.clone());
+            assert!(earlier.is_none(), "twice: {envelope}");
+        }
+    }
+    assert_eq!(seen.len(), 4 * ports.len());
+    assert_eq!((keys.len(), partitions.len()), (1, 1), "{keys:?}");
+    for (port, worker) in &log {
+        let of = |kind: &str, role: &str| &seen[&(*port, kind.to_owned(), role.to_owned())];
+        let connect = of("tcp_connect", "client");
+        assert_eq!(connect["type"], "network");
+        assert_eq!(connect["hostname"], std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim());
+        assert!(connect["timestamp"].is_u64(), "{connect}");
+        let data = &connect["data"];
+        assert_eq!(
+            (&data["comm"], &data["src_ip"], &data["dst_ip"]),
+            (&"curl".into(), &"127.0.0.1".into(), &"127.0.0.1".into())
+        );
+        assert!(data["pid"].is_u64() && data["src_port"].is_u64(), "{data}");
+        for kind in ["tcp_accept", "tcp_close"] {
+            let server = &of(kind, "server")["data"];
+            assert_eq!((&server["pid"], &server["comm"]), (&(*worker).into(), &"nginx".into()), "{server}");
+        }
+        assert_eq!(
+            of("tcp_close", "client")["data"]["received_bytes"],
+            of("tcp_close", "server")["data"]["sent_bytes"]
+        );
+    }
+    Ok(())
+}
