@@ -288,7 +288,9 @@ fn the_owner_is_who_handles_the_connection_and_not_who_accepted_it() -> Result<(
     // It accepts, and forks a child for the connection, which forks the one that calls the shell.
     let socat = place::program("socat").context("socat")?;
     let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr");
-    let mut server = Command::new(socat).args([&listen, "SYSTEM:cut -d' ' -f4 /proc/$PPID/stat"]).spawn()?;
+    let mut server = Command::new(socat)
+        .args([&listen, "SYSTEM:read -r pid name state parent rest < /proc/$PPID/stat; echo $parent"])
+        .spawn()?;
     let mut client = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(client) => break client,
