@@ -134,6 +134,24 @@ pub struct Bucket {
     pub slots: [Connection; SLOTS],
 }
 
+/// The two ends of a connection, seen from one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ends {
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u16,
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    /// Always 0.
+    pub reserved: u16,
+    /// Four bytes for IPv4, the rest 0.
+    pub local: [u8; 16],
+    /// Four bytes for IPv4, the rest 0.
+    pub remote: [u8; 16],
+}
+
 /// What a record tells of a TCP connection, at the moment it tells it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -158,20 +176,8 @@ pub struct Tcp {
     pub namespace: u32,
     /// Index of the interface on which its packets come; 0: none yet.
     pub interface: u32,
-    /// `AF_INET` (2) or `AF_INET6` (10).
-    pub family: u16,
-    /// Host byte order.
-    pub local_port: u16,
-    /// Host byte order.
-    pub remote_port: u16,
-    /// State before; the present one for [`kind::ALIVE`].
-    pub state: u8,
-    /// One of [`role`].
-    pub role: u8,
-    /// Four bytes for IPv4, the rest 0.
-    pub local: [u8; 16],
-    /// Four bytes for IPv4, the rest 0.
-    pub remote: [u8; 16],
+    /// Addresses and ports.
+    pub ends: Ends,
     /// Up to now.
     pub counts: Counts,
     /// Up to what looks have told.
@@ -182,8 +188,56 @@ pub struct Tcp {
     pub rtt_min_us: u32,
     /// `sk->sk_err`: errno of what ended it.
     pub error: i32,
-    /// Payload packets among `counts.sent_packets`.
-    pub sent_data_packets: u32,
+    /// State before; the present one for [`kind::ALIVE`].
+    pub state: u8,
+    /// One of [`role`].
+    pub role: u8,
+    /// Always 0.
+    pub reserved: u16,
+}
+
+/// What went wrong, where and by whom: the key under which it is counted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TroubleKey {
+    /// One of [`trouble`].
+    pub what: u32,
+    /// errno of [`trouble::SOCKET_ERROR`], `enum skb_drop_reason` of [`trouble::DROP`], else 0.
+    pub code: u32,
+    /// Inode number of the network namespace.
+    pub namespace: u32,
+    /// Index of the interface; 0: not known.
+    pub interface: u32,
+    /// Cookie of the socket, or pid of a socket's error, or local port of a full queue; 0: counted by interface.
+    pub who: u64,
+}
+
+/// What is counted, see [`TroubleKey::what`].
+pub mod trouble {
+    /// A TCP packet was sent again; by interface and by connection.
+    pub const RETRANSMIT: u32 = 1;
+    /// A reset was sent.
+    pub const RESET_SENT: u32 = 2;
+    /// An error was reported to a socket.
+    pub const SOCKET_ERROR: u32 = 3;
+    /// A packet found the receive queue of its socket full.
+    pub const QUEUE_FULL: u32 = 4;
+    /// A packet was dropped.
+    pub const DROP: u32 = 5;
+}
+
+/// How often it went wrong, with an example of whom it met.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Trouble {
+    /// Since the entry was made.
+    pub count: u64,
+    /// Of the connection, if the table holds it.
+    pub owner: Owner,
+    /// Of the connection; family 0: counted by interface.
+    pub ends: Ends,
+    /// Name of the interface, NUL-terminated.
+    pub interface: [u8; 16],
 }
 
 /// What the user side asks of a look, see the program `look`.
@@ -223,6 +277,7 @@ offsets! {
     pub struct Offsets {
         common_family: Source::Member("sock_common", "skc_family"),
         common_state: Source::Member("sock_common", "skc_state"),
+        common_local_port: Source::Member("sock_common", "skc_num"),
         common_remote_port: Source::Member("sock_common", "skc_dport"),
         common_local4: Source::Member("sock_common", "skc_rcv_saddr"),
         common_remote4: Source::Member("sock_common", "skc_daddr"),
@@ -246,11 +301,19 @@ offsets! {
         tcp_bytes_received: Source::Member("tcp_sock", "bytes_received"),
         tcp_segs_out: Source::Member("tcp_sock", "segs_out"),
         tcp_segs_in: Source::Member("tcp_sock", "segs_in"),
-        tcp_data_segs_out: Source::Member("tcp_sock", "data_segs_out"),
         tcp_total_retrans: Source::Member("tcp_sock", "total_retrans"),
         tcp_srtt: Source::Member("tcp_sock", "srtt_us"),
         /// `struct minmax`, whose first sample is the smallest: { u32 time, u32 value }.
         tcp_rtt_min: Source::Member("tcp_sock", "rtt_min"),
+        /// A route, `struct dst_entry`.
+        sock_route: Source::Member("sock", "sk_dst_cache"),
+        route_device: Source::Member("dst_entry", "dev"),
+        packet_device: Source::Member("sk_buff", "dev"),
+        device_index: Source::Member("net_device", "ifindex"),
+        device_name: Source::Member("net_device", "name"),
+        device_net: Source::Member("net_device", "nd_net.net"),
+        /// 4 with a reason (5.17).
+        drop_arguments: Source::Arguments("kfree_skb"),
         cgroup_kn: Source::Member("cgroup", "kn"),
         kernfs_id: Source::Member("kernfs_node", "id"),
         task_tgid: Source::Member("task_struct", "tgid"),

@@ -1,13 +1,12 @@
 //! Which events are sent, and the count of those that are not.
 
-use crate::constant;
+use crate::{constant, memory::increment};
 use agent_common::{COMM_LEN, KernelLedger, Settings, Unsent};
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 /// Filled by the loader.
 #[unsafe(no_mangle)]
@@ -39,8 +38,8 @@ pub fn account(outcome: Result<(), Unsent>) -> i32 {
     if let Some(ledger) = LEDGER.get_ptr_mut(0) {
         // SAFETY: this CPU's slot of the map; atomics because a program may be preempted.
         unsafe {
-            count(&raw mut (*ledger).attempted);
-            count(match outcome {
+            increment(&raw mut (*ledger).attempted);
+            increment(match outcome {
                 Ok(()) => &raw mut (*ledger).sent,
                 Err(Unsent::Filtered) => &raw mut (*ledger).filtered,
                 Err(Unsent::RateLimited) => &raw mut (*ledger).rate_limited,
@@ -57,19 +56,13 @@ pub fn note(outcome: Result<(), Unsent>) -> i32 {
     if let Some(ledger) = LEDGER.get_ptr_mut(0) {
         // SAFETY: as in `account`.
         unsafe {
-            count(match outcome {
+            increment(match outcome {
                 Ok(()) => &raw mut (*ledger).notes,
                 Err(_) => &raw mut (*ledger).notes_lost,
             });
         }
     }
     0
-}
-
-#[inline(always)]
-unsafe fn count(counter: *mut u64) {
-    // SAFETY: an aligned u64 of the map; the result is unused, so this is one `lock add`.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
 }
 
 /// The room's filters and its rate, in that order.

@@ -4,6 +4,7 @@
 
 use agent_common::ABSENT;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 /// How a program reads kernel structs. `None`: the kernel has no such field,
 /// or the pointer is null.
@@ -38,6 +39,14 @@ impl Memory for Probed {
         // SAFETY: the helper checks the address.
         unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.ok()
     }
+}
+
+/// Adds one to a counter in a map: programs on other CPUs, and this one's that
+/// it was preempted by, may do the same.
+#[inline(always)]
+pub unsafe fn increment(counter: *mut u64) {
+    // SAFETY: an aligned u64 of the map; the result is unused, so this is one `lock add`.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
 }
 
 /// One field of a read-only global that the loader filled: a constant to the verifier.

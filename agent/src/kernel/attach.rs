@@ -120,7 +120,7 @@ pub fn attach(
     match Ring::take(&mut ebpf) {
         Ok(ring) => {
             report.source = lowest(room, &required);
-            (report, Some(Attached { programs: Some(Programs::new(ebpf)), ring }))
+            (report, Some(Attached { programs: Some(Programs::new(ebpf, kernel.names(room))), ring }))
         }
         Err(error) => {
             report.refused = Some(load_refusal(room, &error));

@@ -163,17 +163,25 @@ impl<'a> Btf<'a> {
     }
 
     fn enumerator(&self, of: &str, name: &str) -> Result<Option<u32>, BtfError> {
+        Ok(self.enumerators(of)?.into_iter().find(|(_, known)| known == name).map(|(value, _)| value))
+    }
+
+    /// Values and names of an enum that a [`Source::Enumerator`] named; none if this kernel has none.
+    ///
+    /// # Errors
+    /// [`BtfError`] if the bytes contradict themselves.
+    pub fn enumerators(&self, of: &str) -> Result<Vec<(u32, String)>, BtfError> {
         let Some(&id) = self.named.get(&(of.as_bytes(), KIND_ENUM)) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let ty = self.ty(id)?;
-        for i in 0..ty.vlen as usize {
-            let at = ty.rest + i * 8;
-            if self.string(word(self.types, at)?)? == name.as_bytes() {
-                return Ok(Some(word(self.types, at + 4)?));
-            }
-        }
-        Ok(None)
+        (0..ty.vlen as usize)
+            .map(|i| {
+                let at = ty.rest + i * 8;
+                let name = String::from_utf8_lossy(self.string(word(self.types, at)?)?).into_owned();
+                Ok((word(self.types, at + 4)?, name))
+            })
+            .collect()
     }
 
     fn arguments(&self, tracepoint: &str) -> Result<Option<u32>, BtfError> {

@@ -3,13 +3,14 @@
 
 use super::{
     btf::{self, Btf},
+    programs::Names,
     support,
 };
 use crate::{
     config,
     probes::{Descriptor, Tuning},
 };
-use agent_common::{ABSENT, COMM_LEN, Settings};
+use agent_common::{ABSENT, COMM_LEN, Settings, Source};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{HashMap, MapError},
@@ -25,6 +26,8 @@ pub struct Kernel {
     pub tracefs: Option<PathBuf>,
     /// Values of each room's `OFFSETS`, by the room's name.
     offsets: BTreeMap<&'static str, Vec<u32>>,
+    /// Enumerators of all enums that the rooms ask for.
+    names: Names,
 }
 
 /// Why an object could not be loaded.
@@ -57,9 +60,9 @@ impl Kernel {
         let scanned = std::fs::read(btf::VMLINUX)
             .map_err(|error| format!("failed to read {}: {error}", btf::VMLINUX))
             .and_then(|data| Ok((scan(&data, rooms)?, aya_btf(&data)?)));
-        let (found, btf) = match scanned {
+        let ((found, names), btf) = match scanned {
             Ok((found, btf)) => (found, Ok(btf)),
-            Err(reason) => (BTreeMap::new(), Err(reason)),
+            Err(reason) => (Default::default(), Err(reason)),
         };
         let offsets = rooms
             .iter()
@@ -74,7 +77,13 @@ impl Kernel {
                 (room.name, values.collect())
             })
             .collect();
-        Self { btf, tracefs, offsets }
+        Self { btf, tracefs, offsets, names }
+    }
+
+    /// The enumerators that a room asks for.
+    pub fn names(&self, room: &Descriptor) -> Names {
+        let known = |name: &&'static str| self.names.get_key_value(*name);
+        room.enums.iter().filter_map(known).map(|(name, values)| (*name, values.clone())).collect()
     }
 
     /// Creates the maps of a room; its programs are loaded when they are attached.
@@ -103,17 +112,28 @@ impl Kernel {
     }
 }
 
-fn scan(data: &[u8], rooms: &[&'static Descriptor]) -> Result<BTreeMap<&'static str, Vec<u32>>, String> {
+/// Values of each room's offsets, and the enumerators.
+type Found = (BTreeMap<&'static str, Vec<u32>>, Names);
+
+fn scan(data: &[u8], rooms: &[&'static Descriptor]) -> Result<Found, String> {
     let unreadable = |error| format!("failed to read {}: {error}", btf::VMLINUX);
-    let all = rooms.iter().flat_map(|room| room.sources.iter().map(|(_, source)| source));
+    let enums: Vec<Source> =
+        rooms.iter().flat_map(|room| room.enums.iter().map(|name| Source::Enumerator(name, ""))).collect();
+    let all = rooms.iter().flat_map(|room| room.sources.iter().map(|(_, source)| source)).chain(&enums);
     let btf = Btf::parse(data, all).map_err(unreadable)?;
-    rooms
+    let offsets = rooms
         .iter()
         .map(|room| {
             let values = room.sources.iter().map(|(_, source)| btf.find(source)).collect::<Result<_, _>>();
             Ok((room.name, values.map_err(unreadable)?))
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    let names = rooms
+        .iter()
+        .flat_map(|room| room.enums)
+        .map(|name| Ok((*name, btf.enumerators(name).map_err(unreadable)?)))
+        .collect::<Result<_, String>>()?;
+    Ok((offsets, names))
 }
 
 fn aya_btf(data: &[u8]) -> Result<aya::Btf, String> {

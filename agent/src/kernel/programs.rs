@@ -4,10 +4,13 @@
 use super::load::LoadError;
 use aya::{
     Ebpf,
-    maps::Array,
+    maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{Iter, ProgramError, links::LinkError},
 };
-use std::io::{self, Read as _};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _},
+};
 
 /// Bytes read at once: the kernel's own page for an iterator is 32 KiB.
 const PAGE: usize = 64 * 1024;
@@ -16,7 +19,11 @@ const PAGE: usize = 64 * 1024;
 pub struct Programs {
     ebpf: Ebpf,
     page: Vec<u64>,
+    names: Names,
 }
+
+/// Enumerators of the kernel's enums, by the name of the enum: value and name of each.
+pub type Names = BTreeMap<&'static str, Vec<(u32, String)>>;
 
 /// Why a look was not possible.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +48,62 @@ pub enum LookError {
 impl Programs {
     /// Programs that are attached already.
     #[must_use]
-    pub fn new(ebpf: Ebpf) -> Self {
-        Self { ebpf, page: Vec::new() }
+    pub fn new(ebpf: Ebpf, names: Names) -> Self {
+        Self { ebpf, page: Vec::new(), names }
+    }
+
+    /// Name of a value of a kernel enum that the room has asked for.
+    #[must_use]
+    pub fn name_of(&self, of: &str, value: u32) -> Option<&str> {
+        self.names.get(of)?.iter().find(|(known, _)| *known == value).map(|(_, name)| name.as_str())
+    }
+
+    /// All entries of a hash map, of keys and values that are so many words long.
+    ///
+    /// # Errors
+    /// [`LoadError`] if there is no such map.
+    pub fn entries<const KEY: usize, const VALUE: usize>(
+        &mut self,
+        map: &'static str,
+    ) -> Result<Vec<([u64; KEY], [u64; VALUE])>, LoadError> {
+        // One that goes or comes in between is for the next time.
+        Ok(self.hash_map(map)?.iter().flatten().collect())
+    }
+
+    /// Removes entries of a hash map.
+    ///
+    /// # Errors
+    /// As [`Programs::entries`].
+    pub fn remove<const KEY: usize, const VALUE: usize>(
+        &mut self,
+        map: &'static str,
+        keys: &[[u64; KEY]],
+    ) -> Result<(), LoadError> {
+        let mut entries: HashMap<&mut MapData, [u64; KEY], [u64; VALUE]> = self.hash_map(map)?;
+        for key in keys {
+            // It was there when it was read, and only we remove.
+            let _ = entries.remove(key);
+        }
+        Ok(())
+    }
+
+    fn hash_map<const KEY: usize, const VALUE: usize>(
+        &mut self,
+        map: &'static str,
+    ) -> Result<HashMap<&mut MapData, [u64; KEY], [u64; VALUE]>, LoadError> {
+        let found = self.ebpf.map_mut(map).ok_or(LoadError::NoMap(map))?;
+        HashMap::try_from(found).map_err(|error| LoadError::Map { name: map, error })
+    }
+
+    /// The first word of a per-CPU array, summed over the CPUs.
+    ///
+    /// # Errors
+    /// As [`Programs::entries`].
+    pub fn sum(&mut self, map: &'static str) -> Result<u64, LoadError> {
+        let found = self.ebpf.map_mut(map).ok_or(LoadError::NoMap(map))?;
+        let failed = |error| LoadError::Map { name: map, error };
+        let array: PerCpuArray<_, u64> = PerCpuArray::try_from(found).map_err(failed)?;
+        Ok(array.get(&0, 0).map_err(failed)?.iter().sum())
     }
 
     /// Runs an iterator over all that there is: `question` goes into the first

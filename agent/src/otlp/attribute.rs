@@ -103,6 +103,14 @@ attributes! {
     RTT_MIN = "leaf.connection.rtt_min", "rtt_min_ns";
     /// Inode number of the network namespace.
     NETWORK_NAMESPACE = "leaf.network.namespace", "netns";
+    /// What kind of trouble an event tells of: its name once more.
+    EVENT_TYPE = "leaf.event.type", "event_type";
+    /// What it happened to: an interface, a process or a connection.
+    ENTITY_ID = "leaf.entity.id", "entity_id";
+    /// How much: Mbit/s, or what and how often.
+    EVENT_VALUE = "leaf.event.value", "value";
+    /// Name of the network interface.
+    INTERFACE_NAME = "network.interface.name", "interface";
     /// Name of the error, as `ECONNREFUSED`.
     ERROR_TYPE = "error.type", "error";
 }

@@ -37,6 +37,8 @@ pub enum Value<'a> {
     Int(i64),
     /// True or false.
     Bool(bool),
+    /// A double.
+    Double(f64),
 }
 
 /// Appends a `KeyValue` as field `field` of the message that is being written.
@@ -78,6 +80,7 @@ fn long_key_value(out: &mut Vec<u8>, field: u32, key: &str, value: Value<'_>) {
         Value::Text(text) => 1 + wire::varint_len(text.len() as u64) + text.len(),
         Value::Int(int) => 1 + wire::varint_len(int as u64),
         Value::Bool(_) => 2,
+        Value::Double(_) => 9,
     };
     let len = 1 + wire::varint_len(key.len() as u64) + key.len() + 1 + wire::varint_len(value_len as u64) + value_len;
     wire::len_prefix(out, field, len);
@@ -86,6 +89,7 @@ fn long_key_value(out: &mut Vec<u8>, field: u32, key: &str, value: Value<'_>) {
     match value {
         Value::Text(text) => wire::bytes(out, 1, text.as_bytes()),
         Value::Bool(yes) => wire::integer(out, 2, u64::from(yes)),
+        Value::Double(number) => wire::fixed64(out, 4, number.to_bits()),
         Value::Int(int) => wire::integer(out, 3, int as u64),
     }
 }
@@ -109,6 +113,12 @@ impl Attributes<'_> {
     #[inline(always)]
     pub fn int(&mut self, attribute: Attribute, value: i64) {
         key_value(self.out, self.field, attribute.key, Value::Int(value));
+    }
+
+    /// A double.
+    #[inline]
+    pub fn double(&mut self, attribute: Attribute, value: f64) {
+        key_value(self.out, self.field, attribute.key, Value::Double(value));
     }
 
     /// A bool.

@@ -1,7 +1,7 @@
 //! What a record says of a connection, in the words of who reads it.
 
 use super::decode::address;
-use agent_common::network::{Counts, Owner, Tcp, missing, role, state};
+use agent_common::network::{Counts, Ends, Owner, Tcp, missing, role, state};
 use std::net::SocketAddr;
 
 /// Which end of a connection a socket is.
@@ -61,6 +61,12 @@ impl Errno {
     const ECONNRESET: i32 = 104;
     const ECONNREFUSED: i32 = 111;
 
+    /// What a socket is told when the peer has sent a reset, before and after it closed its half.
+    #[must_use]
+    pub fn is_reset(self) -> bool {
+        matches!(self.0, Self::ECONNRESET | Self::EPIPE)
+    }
+
     /// `ECONNREFUSED`; `errno` for a number that no socket is known to have.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -117,7 +123,7 @@ impl<'a> Connection<'a> {
             role::CLIENT => Role::Client,
             role::SERVER => Role::Server,
             _ if tcp.state == state::SYN_SENT => Role::Client,
-            _ if tcp.state == state::SYN_RECV || listens(tcp.namespace, tcp.local_port) => Role::Server,
+            _ if tcp.state == state::SYN_RECV || listens(tcp.namespace, tcp.ends.local_port) => Role::Server,
             _ => Role::Client,
         };
         Self { tcp, role }
@@ -135,12 +141,9 @@ impl<'a> Connection<'a> {
         self.end(self.role == Role::Server)
     }
 
-    fn end(&self, local: bool) -> SocketAddr {
-        let Tcp { family, local: here, local_port, remote: there, remote_port, .. } = *self.tcp;
-        match local {
-            true => SocketAddr::new(address(family, here), local_port),
-            false => SocketAddr::new(address(family, there), remote_port),
-        }
+    fn end(&self, is_local: bool) -> SocketAddr {
+        let [local, remote] = both(&self.tcp.ends);
+        if is_local { local } else { remote }
     }
 
     /// The owner, if it is known.
@@ -229,6 +232,13 @@ impl<'a> Connection<'a> {
     }
 }
 
+/// Local and remote end.
+#[must_use]
+pub fn both(ends: &Ends) -> [SocketAddr; 2] {
+    let Ends { family, local, local_port, remote, remote_port, .. } = *ends;
+    [SocketAddr::new(address(family, local), local_port), SocketAddr::new(address(family, remote), remote_port)]
+}
+
 /// Value of `network.connection.state`.
 #[must_use]
 pub fn state_name(number: u8) -> &'static str {
@@ -255,7 +265,7 @@ mod tests {
 
     fn closed(state: u8, error: i32) -> Tcp {
         let mut tcp = Tcp::new_zeroed();
-        (tcp.state, tcp.error, tcp.family) = (state, error, 2);
+        (tcp.state, tcp.error, tcp.ends.family) = (state, error, 2);
         tcp
     }
 
@@ -277,7 +287,7 @@ mod tests {
     #[test]
     fn the_source_is_the_end_that_connects() {
         let mut tcp = closed(state::ESTABLISHED, 0);
-        (tcp.local_port, tcp.remote_port, tcp.role) = (80, 40_000, role::SERVER);
+        (tcp.ends.local_port, tcp.ends.remote_port, tcp.role) = (80, 40_000, role::SERVER);
         let server = Connection::new(&tcp, |_, _| false);
         assert_eq!((server.source().port(), server.destination().port()), (40_000, 80));
         tcp.role = role::UNKNOWN;

@@ -27,8 +27,8 @@ pub enum Event<'a> {
 /// address family is neither IPv4 nor IPv6.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
     let tcp = Tcp::ref_from_bytes(bytes).map_err(|_| Malformed::Size(bytes.len()))?;
-    if tcp.family != INET && tcp.family != INET6 {
-        return Err(Malformed::Value("address family", tcp.family.into()));
+    if tcp.ends.family != INET && tcp.ends.family != INET6 {
+        return Err(Malformed::Value("address family", tcp.ends.family.into()));
     }
     match tcp.kind {
         kind::OPENED => Ok(Event::Opened(tcp)),
@@ -56,7 +56,7 @@ mod tests {
 
     fn tcp(kind: u32) -> Tcp {
         let mut tcp = Tcp::new_zeroed();
-        (tcp.kind, tcp.family) = (kind, INET);
+        (tcp.kind, tcp.ends.family) = (kind, INET);
         tcp
     }
 
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn an_unknown_address_family_is_malformed() {
         let mut record = tcp(kind::OPENED);
-        record.family = 16;
+        record.ends.family = 16;
         assert_eq!(decode(record.as_bytes()).err(), Some(Malformed::Value("address family", 16)));
     }
 

@@ -1,11 +1,13 @@
 //! The network room: every TCP connection of the node.
 
 mod accepted;
+mod bandwidth;
 mod connection;
 mod decode;
 mod otel;
 mod pairs;
 mod traffic;
+mod trouble;
 
 use super::{Descriptor, Hook, Malformed, Output, Room, Rung, Tuning, admission::Admission};
 use crate::{
@@ -18,10 +20,13 @@ use crate::{
         redact::Redactor,
     },
     kernel::programs::{LookError, Programs},
-    otlp::metrics::Metric,
+    otlp::metrics::{Data, Metric},
 };
 use accepted::Accepted;
-use agent_common::network::{self as wire, Look, Offsets, SLOTS, Tcp, look, missing, state};
+use agent_common::network::{
+    self as wire, Counts, Look, Offsets, Owner, SLOTS, Tcp, Trouble, TroubleKey, look, missing, state, trouble as kinds,
+};
+use bandwidth::Bandwidth;
 use connection::{Connection, End, Role};
 use decode::Event;
 use otel::{Texts, Whose};
@@ -30,6 +35,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use traffic::Traffic;
+use trouble::Troubles;
 use zerocopy::IntoBytes as _;
 
 /// See [`Descriptor`].
@@ -44,8 +50,34 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             rungs: &[Rung::BtfTracepoint { tracepoint: "inet_sock_set_state", program: "state_btf" }],
         },
         Hook { name: LOOK, required: false, rungs: &[Rung::Iterator { over: "task_file", program: LOOK }] },
+        Hook {
+            name: "retransmit",
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "tcp_retransmit_skb", program: "retransmit_btf" }],
+        },
+        Hook {
+            name: "reset",
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "tcp_send_reset", program: "reset_btf" }],
+        },
+        Hook {
+            name: "error",
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "inet_sk_error_report", program: "error_btf" }],
+        },
+        Hook {
+            name: "queue",
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "sock_rcvqueue_full", program: "queue_btf" }],
+        },
+        Hook {
+            name: "drop",
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "kfree_skb", program: "drop_btf" }],
+        },
     ],
     sources: Offsets::SOURCES,
+    enums: &[DROP_REASONS],
     tuning: |config| {
         let buckets = buckets(config.network.connections);
         let options = wire::Options { bucket_mask: buckets - 1 };
@@ -56,6 +88,13 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 
 /// The program that looks at all open files.
 const LOOK: &str = "look";
+/// The enum that says why a packet was dropped (5.17).
+const DROP_REASONS: &str = "skb_drop_reason";
+/// The kernel's counts of what went wrong, and of what it could not count.
+const TROUBLES: &str = "TROUBLES";
+const TROUBLES_LOST: &str = "TROUBLES_LOST";
+/// Bytes of each interface, in the agent's own network namespace.
+const DEVICES: &str = "/proc/net/dev";
 /// Sockets that are known to listen; past this some roles are guessed.
 const MAX_LISTENING: usize = 65_536;
 /// Connections told in one look: with more, the looks of an interval share them.
@@ -71,13 +110,15 @@ pub struct Options {
     pub connections: u32,
     /// Time between two reports of a connection that lives long.
     pub report_interval: Period,
+    /// Time between two readings of what went wrong.
+    pub trouble_interval: Period,
     /// Series of each metric; what comes then is counted in one series of overflow.
     pub max_series: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { connections: 100_000, report_interval: Period::seconds(30), max_series: 2000 }
+        Self { connections: 100_000, report_interval: Period::seconds(30), trouble_interval: Period::seconds(10), max_series: 2000 }
     }
 }
 
@@ -104,6 +145,10 @@ pub struct NetworkRoom {
     part: u32,
     parts: u32,
     next_report: Option<Instant>,
+    troubles: Troubles,
+    troubles_lost: u64,
+    next_troubles: Option<Instant>,
+    bandwidth: Bandwidth,
     texts: Texts,
     /// The time of what is being done.
     now: Instant,
@@ -126,6 +171,10 @@ impl NetworkRoom {
             part: 0,
             parts: 1,
             next_report: None,
+            troubles: Troubles::default(),
+            troubles_lost: 0,
+            next_troubles: None,
+            bandwidth: Bandwidth::new(&devices(), Instant::now()),
             texts: Texts::default(),
             now: Instant::now(),
         }
@@ -171,6 +220,7 @@ impl NetworkRoom {
         total.closed(&connection, end);
         if let Some(news) = connection.news() {
             total.moved(&connection, &news);
+            moved(&mut self.bandwidth, tcp, &whose, &news);
         }
         match end {
             End::Failed(error) => otel::failed(&connection, error, &whose, &node.clock, &mut self.texts, out),
@@ -204,6 +254,7 @@ impl NetworkRoom {
         let slot = process(tcp, node, &mut self.redactor);
         let whose = whose(tcp, slot, node);
         total(&mut self.traffic, tcp, &whose).moved(&connection, &news);
+        moved(&mut self.bandwidth, tcp, &whose, &news);
         if out.admit(self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns)) {
             otel::flow(&connection, news, &whose, &node.clock, &mut self.texts, out);
         }
@@ -223,7 +274,7 @@ impl NetworkRoom {
         let looked = programs.look(LOOK, ("LOOK", question), size_of::<Tcp>(), |record| {
             if let Ok(Event::Alive(tcp)) = decode::decode(record) {
                 if tcp.state == state::LISTEN && self.listening.len() < MAX_LISTENING {
-                    self.listening.insert((tcp.namespace, tcp.local_port));
+                    self.listening.insert((tcp.namespace, tcp.ends.local_port));
                 }
                 each(self, tcp, &asked);
             }
@@ -247,10 +298,56 @@ impl NetworkRoom {
             let connections: u64 = self.states.values().sum();
             self.parts = (connections / CONNECTIONS_A_LOOK + 1).min(MAX_PARTS) as u32;
             self.traffic.set_states(std::mem::take(&mut self.states));
+            self.tell_bandwidth(now, node, out);
         }
         self.next_report = Some(now + interval / self.parts);
     }
+
+    fn tell_bandwidth(&mut self, now: Instant, node: &Node, out: &mut Output) {
+        let time = node.clock.unix(Clock::boot_now());
+        for rate in self.bandwidth.rates(&devices(), now) {
+            let process = Some(rate.pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
+            if out.admit(Ok(())) {
+                otel::bandwidth(&rate, process, time, out);
+            }
+        }
+    }
+
+    /// Tells what went wrong since the last reading.
+    fn tell_troubles(&mut self, now: Instant, node: &Node, programs: &mut Programs, out: &mut Output) {
+        self.next_troubles = Some(now + self.options.trouble_interval.0);
+        let entries = match programs.entries(TROUBLES) {
+            Ok(entries) => entries,
+            Err(error) => return tracing::debug!("network: {error}"),
+        };
+        self.troubles_lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
+        let entries: Vec<(TroubleKey, Trouble)> = entries
+            .into_iter()
+            .map(|(key, value): (KeyWords, TroubleWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
+            .collect();
+        let (news, idle) = self.troubles.news(&entries);
+        let time = node.clock.unix(Clock::boot_now());
+        let mut value = String::new();
+        for news in news {
+            let reason = programs.name_of(DROP_REASONS, news.key.code);
+            let Owner { pid, uid, comm, .. } = news.trouble.owner;
+            if news.value(reason, &mut value) && out.admit(self.admission.admit(pid, uid, until_nul(&comm), time)) {
+                let process = Some(pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
+                otel::trouble(&news, &value, process, time, &mut self.texts, out);
+            }
+        }
+        let idle: Vec<KeyWords> = idle.into_iter().map(|key| zerocopy::transmute!(key)).collect();
+        if let Err(error) = programs.remove::<KEY_WORDS, TROUBLE_WORDS>(TROUBLES, &idle) {
+            tracing::debug!("network: {error}");
+        }
+    }
 }
+
+/// Keys and values of [`TROUBLES`] as words, which are all that maps know.
+const KEY_WORDS: usize = size_of::<TroubleKey>() / 8;
+const TROUBLE_WORDS: usize = size_of::<Trouble>() / 8;
+type KeyWords = [u64; KEY_WORDS];
+type TroubleWords = [u64; TROUBLE_WORDS];
 
 impl Room for NetworkRoom {
     fn record(&mut self, bytes: &[u8], node: &mut Node, out: &mut Output) -> Result<(), Malformed> {
@@ -270,11 +367,13 @@ impl Room for NetworkRoom {
         let mut states: FxHashMap<u8, u64> = FxHashMap::default();
         self.look(look::ALL, u64::MAX, programs, |_, tcp, _| *states.entry(tcp.state).or_default() += 1);
         self.traffic.set_states(states);
-        self.next_report = Some(Instant::now() + self.options.report_interval.0);
+        let now = Instant::now();
+        self.next_report = Some(now + self.options.report_interval.0);
+        self.next_troubles = Some(now + self.options.trouble_interval.0);
     }
 
     fn due(&self) -> Option<Instant> {
-        [self.accepted.due(), self.next_report].into_iter().flatten().min()
+        [self.accepted.due(), self.next_report, self.next_troubles].into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Instant, node: &mut Node, programs: Option<&mut Programs>, out: &mut Output) {
@@ -282,6 +381,9 @@ impl Room for NetworkRoom {
         if let Some(programs) = programs {
             if self.next_report.is_some_and(|next| next <= now) {
                 self.report(now, node, programs, out);
+            }
+            if self.next_troubles.is_some_and(|next| next <= now) {
+                self.tell_troubles(now, node, programs, out);
             }
             if self.accepted.due().is_some_and(|due| due <= now) {
                 self.look(look::OWNERS, 0, programs, |room, tcp, asked| room.on_alive(tcp, asked, node, out));
@@ -303,7 +405,34 @@ impl Room for NetworkRoom {
     fn poll(&mut self, _: &mut Node, _: &mut Output) {}
 
     fn metrics(&self) -> Vec<Metric> {
-        self.traffic.metrics()
+        let mut metrics = self.traffic.metrics();
+        let total = |what| Data::Counter(vec![(Vec::new(), self.troubles.total(what))]);
+        metrics.extend([
+            Metric {
+                name: "leaf.network.packets.dropped",
+                unit: "{packet}",
+                description: "Packets that the kernel has dropped, whatever the reason",
+                data: total(kinds::DROP),
+            },
+            Metric {
+                name: "leaf.network.troubles.lost",
+                unit: "{event}",
+                description: "Things that went wrong and found no place in the kernel's map of them",
+                data: Data::Counter(vec![(Vec::new(), self.troubles_lost)]),
+            },
+        ]);
+        metrics
+    }
+}
+
+fn devices() -> String {
+    std::fs::read_to_string(DEVICES).unwrap_or_default()
+}
+
+fn moved(bandwidth: &mut Bandwidth, tcp: &Tcp, whose: &Whose<'_>, news: &Counts) {
+    if tcp.owner.pid != 0 {
+        let comm = whose.process.map_or("", |process| &process.comm);
+        bandwidth.moved(tcp.owner.pid, comm, news.sent_bytes + news.received_bytes);
     }
 }
 

@@ -1,6 +1,10 @@
 //! Event -> signals: the log events and the span of a connection.
 
-use super::connection::{Connection, End, Errno, Role};
+use super::{
+    bandwidth::Rate,
+    connection::{Connection, End, Errno, Role, both},
+    trouble::News,
+};
 use crate::{
     enrich::{
         clock::Clock,
@@ -111,6 +115,63 @@ pub fn flow(
         }
         traffic(attributes, connection, Some(news));
         attributes.text(key::CONNECTION_STATE, connection.state());
+    });
+}
+
+/// `error.net` or `transport.drop`: something went wrong so often.
+pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, texts: &mut Texts, out: &mut Output) {
+    let (name, interface) = (news.event(), String::from_utf8_lossy(until_nul(&news.trouble.interface)));
+    let [local, remote] = both(&news.trouble.ends);
+    texts.source.clear();
+    let _ = match news.is_of_socket() {
+        true => write!(texts.source, "{local}-{remote}"),
+        false if interface.is_empty() => write!(texts.source, "netns:{}", news.key.namespace),
+        false => write!(texts.source, "{interface}"),
+    };
+    let event = LogEvent { name, time, observed: 0, span: SpanContext::default() };
+    out.log(&event, |attributes| {
+        attributes.text(key::EVENT_TYPE, name);
+        attributes.text(key::ENTITY_ID, &texts.source);
+        attributes.text(key::EVENT_VALUE, value);
+        if news.trouble.owner.pid != 0 {
+            attributes.int(key::PROCESS_PID, news.trouble.owner.pid.into());
+        }
+        if let Some(process) = process {
+            owner(attributes, process);
+        }
+        attributes.text(key::INTERFACE_NAME, &interface);
+        if news.is_of_socket() {
+            texts.source.clear();
+            texts.destination.clear();
+            let _ = write!(texts.source, "{}", local.ip());
+            let _ = write!(texts.destination, "{}", remote.ip());
+            attributes.text(key::SOURCE_ADDRESS, &texts.source);
+            attributes.int(key::SOURCE_PORT, local.port().into());
+            attributes.text(key::DESTINATION_ADDRESS, &texts.destination);
+            attributes.int(key::DESTINATION_PORT, remote.port().into());
+        }
+        if news.key.namespace != 0 {
+            attributes.int(key::NETWORK_NAMESPACE, news.key.namespace.into());
+        }
+    });
+}
+
+/// `transport.bw`: Mbit/s of an interface or a process.
+pub fn bandwidth(rate: &Rate, process: Option<&Process>, time: u64, out: &mut Output) {
+    const NAME: &str = "transport.bw";
+    let event = LogEvent { name: NAME, time, observed: 0, span: SpanContext::default() };
+    out.log(&event, |attributes| {
+        attributes.text(key::EVENT_TYPE, NAME);
+        attributes.text(key::ENTITY_ID, &rate.entity);
+        attributes.double(key::EVENT_VALUE, rate.mbit_s);
+        if rate.pid == 0 {
+            attributes.text(key::INTERFACE_NAME, &rate.entity);
+        } else {
+            attributes.int(key::PROCESS_PID, rate.pid.into());
+        }
+        if let Some(process) = process {
+            owner(attributes, process);
+        }
     });
 }
 

@@ -58,11 +58,12 @@ mod tests {
 
     fn ends(port: u16) -> [Tcp; 2] {
         let mut client = Tcp::new_zeroed();
-        (client.family, client.role, client.local_port, client.remote_port) = (2, role::CLIENT, port, 80);
-        (client.local[0], client.remote[0]) = (10, 11);
+        client.role = role::CLIENT;
+        (client.ends.family, client.ends.local_port, client.ends.remote_port) = (2, port, 80);
+        (client.ends.local[0], client.ends.remote[0]) = (10, 11);
         let mut server = client;
-        (server.role, server.local_port, server.remote_port) = (role::SERVER, 80, port);
-        (server.local, server.remote) = (client.remote, client.local);
+        (server.role, server.ends.local_port, server.ends.remote_port) = (role::SERVER, 80, port);
+        (server.ends.local, server.ends.remote) = (client.ends.remote, client.ends.local);
         [client, server]
     }
 
@@ -83,7 +84,7 @@ mod tests {
         for namespace in 0..2u32 {
             for port in 1..=u16::MAX {
                 let [mut client, _] = ends(port);
-                client.remote[1] = namespace as u8;
+                client.ends.remote[1] = namespace as u8;
                 pairs.note(&Connection::new(&client, |_, _| false), SpanContext::default());
             }
         }

@@ -65,6 +65,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         },
     ],
     sources: Offsets::SOURCES,
+    enums: &[],
     tuning: |_| Tuning::default(),
     new: |config| Box::new(ProcessRoom::new(config)),
 };

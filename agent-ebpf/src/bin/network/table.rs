@@ -1,0 +1,83 @@
+//! The table of connections: a plain array that is found by the socket's cookie.
+
+use crate::OPTIONS;
+use agent_common::network::{Bucket, Connection, SLOTS};
+use agent_ebpf::constant;
+use aya_ebpf::{macros::map, maps::Array};
+
+/// The loader sets the size from the configuration.
+#[map]
+static CONNECTIONS: Array<Bucket> = Array::with_max_entries(1, 0);
+
+/// Cookies are given in runs, so that neighbours fill a bucket in turn.
+#[inline(always)]
+fn first_bucket(key: u64) -> u32 {
+    (key / SLOTS as u64) as u32 & constant!(OPTIONS.bucket_mask)
+}
+
+/// Where a connection goes whose first bucket is full (Fibonacci hashing).
+#[inline(always)]
+fn second_bucket(key: u64) -> u32 {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & constant!(OPTIONS.bucket_mask)
+}
+
+#[inline(always)]
+pub fn find(key: u64) -> Option<*mut Connection> {
+    let bucket = CONNECTIONS.get_ptr_mut(first_bucket(key))?;
+    // SAFETY: an array's value lives as long as the map.
+    unsafe {
+        let usual = usual_slot(bucket, key);
+        if (*usual).key == key {
+            return Some(usual);
+        }
+        if let Some(entry) = scan(bucket, key) {
+            return Some(entry);
+        }
+        scan(CONNECTIONS.get_ptr_mut(second_bucket(key))?, key)
+    }
+}
+
+/// A new entry, all 0 but for its key; `None` if both buckets are full.
+#[inline(always)]
+pub fn insert(key: u64) -> Option<*mut Connection> {
+    let bucket = CONNECTIONS.get_ptr_mut(first_bucket(key))?;
+    // SAFETY: an array's value lives as long as the map. Two CPUs that take
+    // the same entry: the later one has it, the other is not held.
+    unsafe {
+        let usual = usual_slot(bucket, key);
+        let entry = if (*usual).key == 0 {
+            usual
+        } else if let Some(entry) = scan(bucket, 0) {
+            entry
+        } else {
+            scan(CONNECTIONS.get_ptr_mut(second_bucket(key))?, 0)?
+        };
+        core::ptr::write_bytes(entry.cast::<u8>(), 0, size_of::<Connection>());
+        (*entry).key = key;
+        Some(entry)
+    }
+}
+
+#[inline(always)]
+unsafe fn usual_slot(bucket: *mut Bucket, key: u64) -> *mut Connection {
+    let slot = (key as usize) & (SLOTS - 1);
+    // SAFETY: the slot is in the array.
+    unsafe { (&raw mut (*bucket).slots).cast::<Connection>().add(slot) }
+}
+
+/// The first entry of this key.
+#[inline(always)]
+unsafe fn scan(bucket: *mut Bucket, key: u64) -> Option<*mut Connection> {
+    let slots: *mut Connection = (unsafe { &raw mut (*bucket).slots }).cast();
+    let mut slot = 0;
+    while slot < SLOTS {
+        // SAFETY: the slot is in the array.
+        let entry = unsafe { slots.add(slot) };
+        if unsafe { (*entry).key } == key {
+            return Some(entry);
+        }
+        slot += 1;
+    }
+    None
+}
+
