@@ -13,6 +13,8 @@ pub mod kind {
     pub const CLOSED: u32 = 2;
     /// [`super::Tcp`]: a look found the connection open.
     pub const ALIVE: u32 = 3;
+    /// [`super::Dns`]
+    pub const DNS: u32 = 4;
 }
 
 /// `enum` of include/net/tcp_states.h, part of the kernel's interface to user space.
@@ -67,6 +69,9 @@ pub mod missing {
     pub const ADDRESSES: u32 = 1 << 4;
 }
 
+/// Longest answer of a name server that is kept, in bytes: what EDNS lets pass
+/// without fragments (RFC 6891 and the 1232 of DNS flag day 2020), and some.
+pub const DNS_LEN: usize = 1400;
 /// Connections in one [`Bucket`].
 pub const SLOTS: usize = 8;
 
@@ -136,7 +141,7 @@ pub struct Bucket {
 
 /// The two ends of a connection, seen from one.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ends {
     /// `AF_INET` (2) or `AF_INET6` (10).
     pub family: u16,
@@ -194,6 +199,84 @@ pub struct Tcp {
     pub role: u8,
     /// Always 0.
     pub reserved: u16,
+}
+
+/// An answer of a name server, as it came to a socket: a UDP payload from port 53.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Dns {
+    /// [`kind::DNS`]
+    pub kind: u32,
+    /// Bytes used of `payload`.
+    pub len: u32,
+    /// Boot clock, ns.
+    pub time_ns: u64,
+    /// All 0 if the question was not seen.
+    pub asked: Asked,
+    /// Remote is the name server.
+    pub ends: Ends,
+    /// The message (RFC 1035), cut at [`DNS_LEN`].
+    pub payload: [u8; DNS_LEN],
+}
+
+/// Who has asked a name server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Asked {
+    /// Boot clock, ns.
+    pub time_ns: u64,
+    /// `uid` is 0.
+    pub owner: Owner,
+}
+
+/// A question on its way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Query {
+    /// Address of the name server.
+    pub server: [u8; 16],
+    /// Port that asks.
+    pub port: u16,
+    /// As it stands in the message.
+    pub id: u16,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Who exchanges UDP packets with whom.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FlowKey {
+    /// Thread group id of the process; 0: the kernel.
+    pub pid: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Seen from the process.
+    pub ends: Ends,
+}
+
+/// What went over a UDP flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Flow {
+    /// The process; `uid` is 0.
+    pub owner: Owner,
+    /// Boot clock, ns: the first packet.
+    pub begin_ns: u64,
+    /// Boot clock, ns: the last packet.
+    pub last_ns: u64,
+    /// Payload sent.
+    pub sent_bytes: u64,
+    /// Payload received.
+    pub received_bytes: u64,
+    /// Packets sent; one that is cut into segments later is one.
+    pub sent_packets: u64,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Inode number of the network namespace; 0 if only packets received were seen.
+    pub namespace: u32,
+    /// Not 0: the first packet that was seen was sent.
+    pub sent_first: u32,
 }
 
 /// What went wrong, where and by whom: the key under which it is counted.
@@ -270,6 +353,12 @@ pub mod look {
 pub struct Options {
     /// Buckets of the table less one: a power of two less one.
     pub bucket_mask: u32,
+    /// Not 0: send the answers of name servers.
+    pub dns: u32,
+    /// Not 0: these are events.
+    pub dns_events: u32,
+    /// Not 0: count UDP flows.
+    pub udp_flows: u32,
 }
 
 offsets! {
@@ -308,6 +397,14 @@ offsets! {
         /// A route, `struct dst_entry`.
         sock_route: Source::Member("sock", "sk_dst_cache"),
         route_device: Source::Member("dst_entry", "dev"),
+        packet_sock: Source::Member("sk_buff", "sk"),
+        sock_queued: Source::Member("sock", "sk_receive_queue.qlen"),
+        sock_last_packet: Source::Member("sock", "sk_receive_queue.prev"),
+        packet_head: Source::Member("sk_buff", "head"),
+        packet_network: Source::Member("sk_buff", "network_header"),
+        packet_transport: Source::Member("sk_buff", "transport_header"),
+        /// A bit field before 5.6, which is no member of a byte offset.
+        sock_protocol: Source::Member("sock", "sk_protocol"),
         packet_device: Source::Member("sk_buff", "dev"),
         device_index: Source::Member("net_device", "ifindex"),
         device_name: Source::Member("net_device", "name"),

@@ -3,7 +3,7 @@
 use crate::{
     config::{self, Config, Period},
     drain::{Drain, Ledgers, Periods, Running, Way},
-    enrich::{Node, clock::Clock, container::Cgroups, host, process::ProcessTable},
+    enrich::{Node, clock::Clock, container::Cgroups, dns::Names, host, process::ProcessTable},
     export::{ExportError, Exporter, queue},
     health::ledger::{self, Reading},
     kernel::{
@@ -227,5 +227,5 @@ fn node(config: &Config, polls: bool) -> Node {
     {
         tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
     }
-    Node { proc, clock, processes, cgroups }
+    Node { proc, clock, processes, cgroups, names: Names::default() }
 }

@@ -244,6 +244,9 @@ impl Drain {
         for running in &mut self.rooms {
             running.out.at(now, observed);
             if let Way::Ring(attached) = &mut running.way {
+                if let Some(programs) = attached.programs() {
+                    running.room.close(&mut self.node, programs, &mut running.out);
+                }
                 attached.detach();
             }
             let deadline = now + LAST_PROGRAMS;

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod container;
+pub mod dns;
 pub mod host;
 pub mod identity;
 pub mod process;
@@ -12,6 +13,7 @@ pub mod redact;
 
 use clock::Clock;
 use container::Cgroups;
+use dns::Names;
 use process::{ProcessTable, Seen, Slot};
 use redact::Redactor;
 use std::path::PathBuf;
@@ -27,6 +29,8 @@ pub struct Node {
     pub processes: ProcessTable,
     /// Control groups by number.
     pub cgroups: Cgroups,
+    /// Names by address.
+    pub names: Names,
 }
 
 impl Node {

@@ -107,7 +107,7 @@ pub fn attach(
         }
     };
     let mut required: Vec<&'static str> = Vec::new();
-    for hook in room.hooks {
+    for hook in room.hooks.iter().filter(|hook| !tuning.unused.contains(&hook.name)) {
         let climbed = climb(&mut ebpf, kernel, hook, &settings.rung);
         let rung = climbed.rung;
         report.hooks.push(climbed);

@@ -103,6 +103,20 @@ attributes! {
     RTT_MIN = "leaf.connection.rtt_min", "rtt_min_ns";
     /// Inode number of the network namespace.
     NETWORK_NAMESPACE = "leaf.network.namespace", "netns";
+    /// Name of the accepting end, as it was asked for.
+    SERVER_ADDRESS = "server.address", "server";
+    /// Whether a flow has fallen silent.
+    FLOW_ENDED = "leaf.flow.ended", "ended";
+    /// The name that was asked for.
+    DNS_NAME = "dns.question.name", "dns_name";
+    /// What was asked for: `A`, `AAAA`, …
+    DNS_TYPE = "leaf.dns.question.type", "dns_type";
+    /// `NOERROR`, `NXDOMAIN`, …
+    DNS_CODE = "leaf.dns.response_code", "dns_code";
+    /// Addresses in the answer.
+    DNS_ANSWERS = "leaf.dns.answers.count", "dns_answers";
+    /// From question to answer, ns.
+    DNS_LATENCY = "leaf.dns.latency", "latency_ns";
     /// What kind of trouble an event tells of: its name once more.
     EVENT_TYPE = "leaf.event.type", "event_type";
     /// What it happened to: an interface, a process or a connection.

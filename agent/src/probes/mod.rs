@@ -51,6 +51,8 @@ pub struct Tuning {
     pub options: Vec<u8>,
     /// Entries of maps by their names.
     pub map_entries: Vec<(&'static str, u32)>,
+    /// Hooks that the configuration has no use for: they are not attached.
+    pub unused: Vec<&'static str>,
 }
 
 /// One thing in the kernel that a room watches, by the best way that holds.
@@ -151,6 +153,9 @@ pub trait Room: Send {
 
     /// Does what is due; the programs are there on every rung but /proc's.
     fn tick(&mut self, _now: Instant, _node: &mut Node, _programs: Option<&mut Programs>, _out: &mut Output) {}
+
+    /// Before the programs are detached: reads what only they still hold.
+    fn close(&mut self, _node: &mut Node, _programs: &mut Programs, _out: &mut Output) {}
 
     /// The last call, when the programs are detached and the ring is empty: sends what it still holds.
     fn finish(&mut self, _node: &mut Node, _out: &mut Output) {}

@@ -126,4 +126,3 @@ unsafe fn write(
         (written == 0).then(|| (*out).counts)
     }
 }
-

@@ -6,8 +6,12 @@
 //! What the socket does not know (who, since when, which end) is in a table of ours.
 #![no_std]
 #![no_main]
+// For `atomic_xadd`, as in the library.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
 #![allow(unused_unsafe, reason = "`constant!` stands in unsafe and in safe code")]
 
+mod datagram;
 mod look;
 mod socket;
 mod table;
@@ -33,7 +37,7 @@ static OFFSETS: Offsets = Offsets::ABSENT;
 
 /// Filled by the loader.
 #[unsafe(no_mangle)]
-static OPTIONS: Options = Options { bucket_mask: 0 };
+static OPTIONS: Options = Options { bucket_mask: 0, dns: 0, dns_events: 0, udp_flows: 0 };
 
 /// A TCP socket changes its state, on either end, in any namespace.
 ///
@@ -65,7 +69,7 @@ fn connecting(sock: *const u8) -> i32 {
         unsafe {
             (*entry).begin_ns = now();
             (*entry).role = u32::from(role::CLIENT);
-            (*entry).owner = current_owner(sock);
+            (*entry).owner = current_owner(uid(sock));
         }
     }
     0

@@ -135,7 +135,7 @@ pub unsafe fn namespace_of(sock: *const u8) -> u32 {
 
 /// An IPv4 address as the first four of sixteen bytes.
 #[inline(always)]
-fn address4(address: u32) -> [u64; 2] {
+pub fn address4(address: u32) -> [u64; 2] {
     [u64::from(address), 0]
 }
 
@@ -171,7 +171,7 @@ unsafe fn cgroup_id(sock: *const u8) -> Option<u64> {
 /// thread closes for others.
 #[inline(always)]
 pub fn own(sock: *const u8, entry: *mut Connection) {
-    let owner = current_owner(sock);
+    let owner = current_owner(uid(sock));
     // SAFETY: an array's value lives as long as the map.
     unsafe {
         if owner.pid != 0 {
@@ -182,10 +182,10 @@ pub fn own(sock: *const u8, entry: *mut Connection) {
 
 /// The process of the current task; pid 0 for a thread of the kernel's.
 #[inline(always)]
-pub fn current_owner(sock: *const u8) -> Owner {
+pub fn current_owner(uid: u32) -> Owner {
     // SAFETY: no arguments, no side effect.
     let task = unsafe { bpf_get_current_task_btf() } as *const u8;
-    owner_of(task, uid(sock))
+    owner_of(task, uid)
 }
 
 #[inline(always)]
@@ -226,4 +226,3 @@ pub fn cookie(sock: *const u8) -> u64 {
     // SAFETY: the verifier checks the type.
     unsafe { bpf_get_socket_cookie(sock.cast_mut().cast()) }
 }
-

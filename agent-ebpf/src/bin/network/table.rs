@@ -80,4 +80,3 @@ unsafe fn scan(bucket: *mut Bucket, key: u64) -> Option<*mut Connection> {
     }
     None
 }
-

@@ -1,9 +1,9 @@
 //! Bytes from the ring, or from a look -> a checked event, borrowed from them.
 
 use crate::probes::Malformed;
-use agent_common::network::{Tcp, kind};
+use agent_common::network::{Dns, Ends, Tcp, kind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use zerocopy::FromBytes as _;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// `AF_INET` and `AF_INET6`
 const INET: u16 = 2;
@@ -18,23 +18,47 @@ pub enum Event<'a> {
     Closed(&'a Tcp),
     /// A look found a socket.
     Alive(&'a Tcp),
+    /// A name server has answered.
+    Dns(&'a Dns),
 }
 
 /// Reads one record.
 ///
 /// # Errors
-/// [`Malformed`] if the size or the kind is not that of a record, or the
-/// address family is neither IPv4 nor IPv6.
+/// [`Malformed`] if the size or the kind is not that of a record, the address
+/// family is neither IPv4 nor IPv6, or a length is longer than its field.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
-    let tcp = Tcp::ref_from_bytes(bytes).map_err(|_| Malformed::Size(bytes.len()))?;
-    if tcp.ends.family != INET && tcp.ends.family != INET6 {
-        return Err(Malformed::Value("address family", tcp.ends.family.into()));
-    }
-    match tcp.kind {
-        kind::OPENED => Ok(Event::Opened(tcp)),
-        kind::CLOSED => Ok(Event::Closed(tcp)),
-        kind::ALIVE => Ok(Event::Alive(tcp)),
+    let kind = bytes.first_chunk().map(|b| u32::from_ne_bytes(*b)).ok_or(Malformed::Size(bytes.len()))?;
+    match kind {
+        kind::OPENED => Ok(Event::Opened(tcp(bytes)?)),
+        kind::CLOSED => Ok(Event::Closed(tcp(bytes)?)),
+        kind::ALIVE => Ok(Event::Alive(tcp(bytes)?)),
+        kind::DNS => {
+            let dns: &Dns = record(bytes)?;
+            check_family(&dns.ends)?;
+            if dns.len as usize > dns.payload.len() {
+                return Err(Malformed::Length("payload", dns.len));
+            }
+            Ok(Event::Dns(dns))
+        }
         unknown => Err(Malformed::Kind(unknown)),
+    }
+}
+
+fn tcp(bytes: &[u8]) -> Result<&Tcp, Malformed> {
+    let tcp: &Tcp = record(bytes)?;
+    check_family(&tcp.ends)?;
+    Ok(tcp)
+}
+
+fn record<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<&T, Malformed> {
+    T::ref_from_bytes(bytes).map_err(|_| Malformed::Size(bytes.len()))
+}
+
+fn check_family(ends: &Ends) -> Result<(), Malformed> {
+    match ends.family {
+        INET | INET6 => Ok(()),
+        other => Err(Malformed::Value("address family", other.into())),
     }
 }
 

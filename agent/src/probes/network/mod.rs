@@ -4,6 +4,7 @@ mod accepted;
 mod bandwidth;
 mod connection;
 mod decode;
+mod flows;
 mod otel;
 mod pairs;
 mod traffic;
@@ -16,6 +17,7 @@ use crate::{
         Node,
         clock::Clock,
         container::CgroupId,
+        dns,
         process::{Seen, Slot, until_nul},
         redact::Redactor,
     },
@@ -24,16 +26,18 @@ use crate::{
 };
 use accepted::Accepted;
 use agent_common::network::{
-    self as wire, Counts, Look, Offsets, Owner, SLOTS, Tcp, Trouble, TroubleKey, look, missing, state, trouble as kinds,
+    self as wire, Counts, Dns, Flow, FlowKey, Look, Offsets, Owner, SLOTS, Tcp, Trouble, TroubleKey, look, missing,
+    state, trouble as kinds,
 };
 use bandwidth::Bandwidth;
 use connection::{Connection, End, Role};
 use decode::Event;
+use flows::Flows;
 use otel::{Texts, Whose};
 use pairs::Pairs;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use traffic::Traffic;
 use trouble::Troubles;
 use zerocopy::IntoBytes as _;
@@ -75,19 +79,56 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             required: false,
             rungs: &[Rung::BtfTracepoint { tracepoint: "kfree_skb", program: "drop_btf" }],
         },
+        Hook {
+            name: RECEIVE,
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "sock_recv_length", program: "receive_btf" }],
+        },
+        Hook {
+            name: ANSWER,
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "sk_data_ready", program: "answer_btf" }],
+        },
+        Hook {
+            name: SEND,
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "net_dev_queue", program: "send_btf" }],
+        },
     ],
     sources: Offsets::SOURCES,
     enums: &[DROP_REASONS],
     tuning: |config| {
         let buckets = buckets(config.network.connections);
-        let options = wire::Options { bucket_mask: buckets - 1 };
-        Tuning { options: options.as_bytes().to_vec(), map_entries: vec![("CONNECTIONS", buckets)] }
+        let Options { dns, udp_flows, udp_table, .. } = config.network;
+        let options = wire::Options {
+            bucket_mask: buckets - 1,
+            dns: u32::from(dns != DnsOption::Off),
+            dns_events: u32::from(dns == DnsOption::Events),
+            udp_flows: u32::from(udp_flows),
+        };
+        let needed =
+            [(RECEIVE, udp_flows), (SEND, udp_flows || dns == DnsOption::Events), (ANSWER, dns != DnsOption::Off)];
+        let unused = needed.into_iter().filter(|(_, needed)| !needed).map(|(hook, _)| hook).collect();
+        Tuning {
+            options: options.as_bytes().to_vec(),
+            map_entries: vec![("CONNECTIONS", buckets), (FLOWS, if udp_flows { udp_table } else { 1 })],
+            unused,
+        }
     },
     new: |config| Box::new(NetworkRoom::new(config)),
 };
 
 /// The program that looks at all open files.
 const LOOK: &str = "look";
+/// Hooks that see single packets; attached for the options that need them.
+const RECEIVE: &str = "udp receive";
+const ANSWER: &str = "dns answer";
+const SEND: &str = "udp send";
+/// The kernel's sums of UDP flows, and of packets that found no place in them.
+const FLOWS: &str = "FLOWS";
+const FLOWS_LOST: &str = "FLOWS_LOST";
+/// Between two readings of them.
+const FLOWS_PERIOD: Duration = Duration::from_secs(2);
 /// The enum that says why a packet was dropped (5.17).
 const DROP_REASONS: &str = "skb_drop_reason";
 /// The kernel's counts of what went wrong, and of what it could not count.
@@ -112,13 +153,38 @@ pub struct Options {
     pub report_interval: Period,
     /// Time between two readings of what went wrong.
     pub trouble_interval: Period,
+    /// `off`; `names`: read the answers of name servers, to name the ends of
+    /// connections; `events`: also tell each as `dns_query`. One small program per packet received.
+    pub dns: DnsOption,
+    /// Count UDP flows: one small program per packet sent or received.
+    pub udp_flows: bool,
+    /// UDP flows that are counted at a time.
+    pub udp_table: u32,
     /// Series of each metric; what comes then is counted in one series of overflow.
     pub max_series: usize,
 }
 
+/// See [`Options::dns`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum DnsOption {
+    Off,
+    Names,
+    Events,
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { connections: 100_000, report_interval: Period::seconds(30), trouble_interval: Period::seconds(10), max_series: 2000 }
+        Self {
+            connections: 100_000,
+            report_interval: Period::seconds(30),
+            trouble_interval: Period::seconds(10),
+            dns: DnsOption::Names,
+            udp_flows: false,
+            udp_table: 16_384,
+            max_series: 2000,
+        }
     }
 }
 
@@ -149,6 +215,11 @@ pub struct NetworkRoom {
     troubles_lost: u64,
     next_troubles: Option<Instant>,
     bandwidth: Bandwidth,
+    flows: Flows,
+    flows_lost: u64,
+    next_flows: Option<Instant>,
+    /// Answers of name servers that could not be read.
+    dns_unreadable: u64,
     texts: Texts,
     /// The time of what is being done.
     now: Instant,
@@ -175,6 +246,10 @@ impl NetworkRoom {
             troubles_lost: 0,
             next_troubles: None,
             bandwidth: Bandwidth::new(&devices(), Instant::now()),
+            flows: Flows::default(),
+            flows_lost: 0,
+            next_flows: None,
+            dns_unreadable: 0,
             texts: Texts::default(),
             now: Instant::now(),
         }
@@ -196,13 +271,14 @@ impl NetworkRoom {
         if connection.role == Role::Server && self.admission.excludes(tcp.owner.pid, tcp.owner.uid, comm(tcp)) {
             return out.filtered();
         }
-        let slot = process(tcp, node, &mut self.redactor);
-        let whose = whose(tcp, slot, node);
+        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
+        let clock = node.clock;
+        let whose = whose(tcp, slot, &connection, node);
         if connection.role == Role::Client {
             self.pairs.note(&connection, whose.span);
         }
         total(&mut self.traffic, tcp, &whose).opened(&connection);
-        otel::opened(&connection, &whose, &node.clock, &mut self.texts, out);
+        otel::opened(&connection, &whose, &clock, &mut self.texts, out);
     }
 
     fn on_closed(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
@@ -213,8 +289,9 @@ impl NetworkRoom {
             self.traffic.not_held();
         }
         let connection = Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)));
-        let slot = process(tcp, node, &mut self.redactor);
-        let whose = whose(tcp, slot, node);
+        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
+        let clock = node.clock;
+        let whose = whose(tcp, slot, &connection, node);
         let end = connection.end_of();
         let total = total(&mut self.traffic, tcp, &whose);
         total.closed(&connection, end);
@@ -223,13 +300,13 @@ impl NetworkRoom {
             moved(&mut self.bandwidth, tcp, &whose, &news);
         }
         match end {
-            End::Failed(error) => otel::failed(&connection, error, &whose, &node.clock, &mut self.texts, out),
+            End::Failed(error) => otel::failed(&connection, error, &whose, &clock, &mut self.texts, out),
             _ => {
                 let peer = match connection.role {
                     Role::Client => None,
                     Role::Server => self.pairs.client_of(&connection),
                 };
-                otel::closed(&connection, end, peer, &whose, &node.clock, &mut self.texts, out);
+                otel::closed(&connection, end, peer, &whose, &clock, &mut self.texts, out);
             }
         }
     }
@@ -251,12 +328,73 @@ impl NetworkRoom {
         let Some(news) = connection.news().filter(|news| news.sent_packets > 0 || news.received_packets > 0) else {
             return;
         };
-        let slot = process(tcp, node, &mut self.redactor);
-        let whose = whose(tcp, slot, node);
+        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
+        let clock = node.clock;
+        let whose = whose(tcp, slot, &connection, node);
         total(&mut self.traffic, tcp, &whose).moved(&connection, &news);
         moved(&mut self.bandwidth, tcp, &whose, &news);
         if out.admit(self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns)) {
-            otel::flow(&connection, news, &whose, &node.clock, &mut self.texts, out);
+            otel::flow(&connection, news, &whose, &clock, &mut self.texts, out);
+        }
+    }
+
+    fn on_dns(&mut self, record: &Dns, node: &mut Node, out: &mut Output) {
+        let answer = dns::parse(&record.payload[..record.len as usize]);
+        match &answer {
+            Some(answer) => node.names.learn(answer),
+            None => self.dns_unreadable += 1,
+        }
+        if self.options.dns == DnsOption::Events {
+            let slot = process(&record.asked.owner, record.time_ns, node, &mut self.redactor);
+            let process = slot.map(|slot| node.processes.get(slot));
+            let span = process.map(|process| process.span).unwrap_or_default();
+            let whose = Whose { process, cgroup: None, span, server: None };
+            otel::dns_query(record, answer.as_ref(), &whose, &node.clock, &mut self.texts, out);
+        }
+    }
+
+    /// Tells the UDP flows that are due, or all.
+    fn tell_flows(&mut self, last: bool, node: &mut Node, programs: &mut Programs, out: &mut Output) {
+        let entries = match programs.entries(FLOWS) {
+            Ok(entries) => entries,
+            Err(error) => return tracing::debug!("network: {error}"),
+        };
+        self.flows_lost = programs.sum(FLOWS_LOST).unwrap_or(self.flows_lost);
+        let entries: Vec<(FlowKey, Flow)> = entries
+            .into_iter()
+            .map(|(key, value): (FlowKeyWords, FlowWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
+            .collect();
+        let now = Clock::boot_now();
+        let mut ended: Vec<FlowKeyWords> = Vec::new();
+        for news in self.flows.news(&entries, now, self.options.report_interval.0, last) {
+            if news.has_ended {
+                ended.push(zerocopy::transmute!(news.key));
+            }
+            let owner = news.flow.owner;
+            let slot = process(&owner, news.flow.last_ns, node, &mut self.redactor);
+            let process = slot.map(|slot| node.processes.get(slot));
+            let [local, remote] = connection::both(&news.key.ends);
+            let server = if news.is_client { remote } else { local };
+            let server = node.names.of(server.ip()).map(|name| &**name);
+            let span = process.map(|process| process.span).unwrap_or_default();
+            let whose = Whose { process, cgroup: None, span, server };
+            let clock = node.clock;
+            let container = process.and_then(|process| process.cgroup.as_ref()?.container.as_ref());
+            let container = container.map_or("", |container| &container.id);
+            let comm = process.map_or("", |process| &process.comm);
+            self.traffic.of(comm, container).flowed(&news.flow);
+            self.bandwidth.moved(owner.pid, comm, news.flow.sent_bytes + news.flow.received_bytes);
+            if out.admit(self.admission.admit(
+                owner.pid,
+                process.map_or(0, |process| process.uid),
+                until_nul(&owner.comm),
+                now,
+            )) {
+                otel::udp_flow(&news, &whose, &clock, &mut self.texts, out);
+            }
+        }
+        if let Err(error) = programs.remove::<FLOW_KEY_WORDS, FLOW_WORDS>(FLOWS, &ended) {
+            tracing::debug!("network: {error}");
         }
     }
 
@@ -343,9 +481,13 @@ impl NetworkRoom {
     }
 }
 
-/// Keys and values of [`TROUBLES`] as words, which are all that maps know.
+/// Keys and values of [`TROUBLES`] and [`FLOWS`] as words, which are all that maps know.
 const KEY_WORDS: usize = size_of::<TroubleKey>() / 8;
 const TROUBLE_WORDS: usize = size_of::<Trouble>() / 8;
+const FLOW_KEY_WORDS: usize = size_of::<FlowKey>() / 8;
+const FLOW_WORDS: usize = size_of::<Flow>() / 8;
+type FlowKeyWords = [u64; FLOW_KEY_WORDS];
+type FlowWords = [u64; FLOW_WORDS];
 type KeyWords = [u64; KEY_WORDS];
 type TroubleWords = [u64; TROUBLE_WORDS];
 
@@ -355,6 +497,7 @@ impl Room for NetworkRoom {
             Event::Opened(tcp) => self.on_opened(tcp, node, out),
             Event::Closed(tcp) => self.on_closed(tcp, node, out),
             Event::Alive(tcp) => return Err(Malformed::Kind(tcp.kind)),
+            Event::Dns(answer) => self.on_dns(answer, node, out),
         }
         Ok(())
     }
@@ -370,10 +513,11 @@ impl Room for NetworkRoom {
         let now = Instant::now();
         self.next_report = Some(now + self.options.report_interval.0);
         self.next_troubles = Some(now + self.options.trouble_interval.0);
+        self.next_flows = self.options.udp_flows.then_some(now + FLOWS_PERIOD);
     }
 
     fn due(&self) -> Option<Instant> {
-        [self.accepted.due(), self.next_report, self.next_troubles].into_iter().flatten().min()
+        [self.accepted.due(), self.next_report, self.next_troubles, self.next_flows].into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Instant, node: &mut Node, programs: Option<&mut Programs>, out: &mut Output) {
@@ -385,6 +529,10 @@ impl Room for NetworkRoom {
             if self.next_troubles.is_some_and(|next| next <= now) {
                 self.tell_troubles(now, node, programs, out);
             }
+            if self.next_flows.is_some_and(|next| next <= now) {
+                self.next_flows = Some(now + FLOWS_PERIOD);
+                self.tell_flows(false, node, programs, out);
+            }
             if self.accepted.due().is_some_and(|due| due <= now) {
                 self.look(look::OWNERS, 0, programs, |room, tcp, asked| room.on_alive(tcp, asked, node, out));
                 self.accepted.looked(now, Instant::now());
@@ -392,6 +540,15 @@ impl Room for NetworkRoom {
         }
         while let Some(tcp) = self.accepted.late(now) {
             self.tell_opened(&tcp, node, out);
+        }
+    }
+
+    fn close(&mut self, node: &mut Node, programs: &mut Programs, out: &mut Output) {
+        if self.next_flows.is_some() {
+            self.tell_flows(true, node, programs, out);
+        }
+        if self.next_troubles.is_some() {
+            self.tell_troubles(Instant::now(), node, programs, out);
         }
     }
 
@@ -413,6 +570,18 @@ impl Room for NetworkRoom {
                 unit: "{packet}",
                 description: "Packets that the kernel has dropped, whatever the reason",
                 data: total(kinds::DROP),
+            },
+            Metric {
+                name: "leaf.network.udp.not_counted",
+                unit: "{packet}",
+                description: "UDP packets that found no place in the kernel's table of flows",
+                data: Data::Counter(vec![(Vec::new(), self.flows_lost)]),
+            },
+            Metric {
+                name: "leaf.network.dns.unreadable",
+                unit: "{packet}",
+                description: "Packets from port 53 that could not be read as an answer",
+                data: Data::Counter(vec![(Vec::new(), self.dns_unreadable)]),
             },
             Metric {
                 name: "leaf.network.troubles.lost",
@@ -441,13 +610,13 @@ fn comm(tcp: &Tcp) -> &[u8] {
 }
 
 /// The entry of the owner, if it is known.
-fn process(tcp: &Tcp, node: &mut Node, redactor: &mut Redactor) -> Option<Slot> {
-    let owner = Some(&tcp.owner).filter(|owner| owner.pid != 0)?;
+fn process(owner: &Owner, time_ns: u64, node: &mut Node, redactor: &mut Redactor) -> Option<Slot> {
+    let owner = Some(owner).filter(|owner| owner.pid != 0)?;
     let seen = Seen {
         pid: owner.pid,
         ppid: None,
         start: (owner.start_ns != 0).then(|| node.clock.moment(owner.start_ns)),
-        time_ns: tcp.time_ns,
+        time_ns,
         uid: owner.uid,
         gid: 0,
         comm: until_nul(&owner.comm),
@@ -455,10 +624,12 @@ fn process(tcp: &Tcp, node: &mut Node, redactor: &mut Redactor) -> Option<Slot> 
     Some(node.process(&seen, redactor))
 }
 
-fn whose<'a>(tcp: &Tcp, slot: Option<Slot>, node: &'a Node) -> Whose<'a> {
+fn whose<'a>(tcp: &Tcp, slot: Option<Slot>, connection: &Connection<'_>, node: &'a mut Node) -> Whose<'a> {
     let process = slot.map(|slot| node.processes.get(slot));
     let cgroup = node.cgroups.get(CgroupId { hierarchy: 0, id: tcp.cgroup_id });
-    Whose { process, cgroup: cgroup.map(|cgroup| &**cgroup), span: node.processes.span_in(process, tcp.key) }
+    let span = node.processes.span_in(process, tcp.key);
+    let server = node.names.of(connection.destination().ip()).map(|name| &**name);
+    Whose { process, cgroup: cgroup.map(|cgroup| &**cgroup), span, server }
 }
 
 fn total<'a>(traffic: &'a mut Traffic, tcp: &Tcp, whose: &Whose<'_>) -> &'a mut traffic::Total {

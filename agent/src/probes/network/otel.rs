@@ -3,12 +3,14 @@
 use super::{
     bandwidth::Rate,
     connection::{Connection, End, Errno, Role, both},
+    flows,
     trouble::News,
 };
 use crate::{
     enrich::{
         clock::Clock,
         container::Cgroup,
+        dns::Answer,
         identity::{container, owner},
         process::{Process, until_nul},
     },
@@ -20,8 +22,8 @@ use crate::{
     },
     probes::Output,
 };
-use agent_common::network::Counts;
-use std::fmt::Write as _;
+use agent_common::network::{Counts, Dns, Owner};
+use std::{fmt::Write as _, net::SocketAddr};
 
 /// Whose connection it is, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,8 @@ pub struct Whose<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// Its place in a trace.
     pub span: SpanContext,
+    /// Name of the accepting end, if it was asked for.
+    pub server: Option<&'a str>,
 }
 
 /// Memory for texts, used again.
@@ -118,6 +122,61 @@ pub fn flow(
     });
 }
 
+/// `udp_flow`: what went over a UDP flow since it was last told of.
+pub fn udp_flow(news: &flows::News, whose: &Whose<'_>, clock: &Clock, texts: &mut Texts, out: &mut Output) {
+    let flow = &news.flow;
+    let role = if news.is_client { Role::Client } else { Role::Server };
+    let [local, remote] = both(&news.key.ends);
+    let (source, destination) = if role == Role::Client { (local, remote) } else { (remote, local) };
+    let event = LogEvent { name: "udp_flow", time: clock.unix(flow.last_ns), observed: 0, span: whose.span };
+    out.log(&event, |attributes| {
+        who(attributes, Some(&flow.owner).filter(|owner| owner.pid != 0), whose);
+        attributes.text(key::NETWORK_TRANSPORT, "udp");
+        ends(attributes, source, destination, texts);
+        attributes.text(key::SERVER_ADDRESS, whose.server.unwrap_or_default());
+        attributes.text(key::CONNECTION_ROLE, role.name());
+        if flow.namespace != 0 {
+            attributes.int(key::NETWORK_NAMESPACE, flow.namespace.into());
+        }
+        attributes.int(key::CONNECTION_DURATION, flow.last_ns.saturating_sub(flow.begin_ns) as i64);
+        attributes.int(key::SENT_BYTES, flow.sent_bytes as i64);
+        attributes.int(key::RECEIVED_BYTES, flow.received_bytes as i64);
+        attributes.int(key::SENT_PACKETS, flow.sent_packets as i64);
+        attributes.int(key::RECEIVED_PACKETS, flow.received_packets as i64);
+        attributes.bool(key::FLOW_ENDED, news.has_ended);
+    });
+}
+
+/// `dns_query`: a question that was answered.
+pub fn dns_query(
+    dns: &Dns,
+    answer: Option<&Answer>,
+    whose: &Whose<'_>,
+    clock: &Clock,
+    texts: &mut Texts,
+    out: &mut Output,
+) {
+    let [local, server] = both(&dns.ends);
+    let event = LogEvent { name: "dns_query", time: clock.unix(dns.time_ns), observed: 0, span: whose.span };
+    out.log(&event, |attributes| {
+        who(attributes, Some(&dns.asked.owner).filter(|owner| owner.pid != 0), whose);
+        attributes.text(key::NETWORK_TRANSPORT, "udp");
+        ends(attributes, local, server, texts);
+        match answer {
+            Some(answer) => {
+                attributes.text(key::DNS_NAME, &answer.name);
+                attributes.text(key::DNS_TYPE, &answer.question);
+                attributes.text(key::DNS_CODE, answer.code);
+                attributes.int(key::DNS_ANSWERS, answer.addresses.len() as i64);
+            }
+            None => attributes.text(key::ERROR_TYPE, "unreadable"),
+        }
+        if dns.asked.time_ns != 0 {
+            attributes.int(key::DNS_LATENCY, dns.time_ns.saturating_sub(dns.asked.time_ns) as i64);
+        }
+    });
+}
+
 /// `error.net` or `transport.drop`: something went wrong so often.
 pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, texts: &mut Texts, out: &mut Output) {
     let (name, interface) = (news.event(), String::from_utf8_lossy(until_nul(&news.trouble.interface)));
@@ -141,14 +200,7 @@ pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, t
         }
         attributes.text(key::INTERFACE_NAME, &interface);
         if news.is_of_socket() {
-            texts.source.clear();
-            texts.destination.clear();
-            let _ = write!(texts.source, "{}", local.ip());
-            let _ = write!(texts.destination, "{}", remote.ip());
-            attributes.text(key::SOURCE_ADDRESS, &texts.source);
-            attributes.int(key::SOURCE_PORT, local.port().into());
-            attributes.text(key::DESTINATION_ADDRESS, &texts.destination);
-            attributes.int(key::DESTINATION_PORT, remote.port().into());
+            ends(attributes, local, remote, texts);
         }
         if news.key.namespace != 0 {
             attributes.int(key::NETWORK_NAMESPACE, news.key.namespace.into());
@@ -194,10 +246,21 @@ fn log(
 
 /// Who talks to whom.
 fn describe(attributes: &mut Attributes<'_>, connection: &Connection<'_>, whose: &Whose<'_>, texts: &mut Texts) {
-    if let Some(owner) = connection.owner() {
-        attributes.int(key::PROCESS_PID, owner.pid.into());
+    who(attributes, connection.owner(), whose);
+    attributes.text(key::NETWORK_TRANSPORT, "tcp");
+    ends(attributes, connection.source(), connection.destination(), texts);
+    attributes.text(key::SERVER_ADDRESS, whose.server.unwrap_or_default());
+    attributes.text(key::CONNECTION_ROLE, connection.role.name());
+    if connection.tcp.namespace != 0 {
+        attributes.int(key::NETWORK_NAMESPACE, connection.tcp.namespace.into());
     }
-    match (whose.process, connection.owner()) {
+}
+
+fn who(attributes: &mut Attributes<'_>, known: Option<&Owner>, whose: &Whose<'_>) {
+    if let Some(known) = known {
+        attributes.int(key::PROCESS_PID, known.pid.into());
+    }
+    match (whose.process, known) {
         (Some(process), _) => owner(attributes, process),
         (None, Some(known)) => {
             attributes.int(key::PROCESS_USER_ID, known.uid.into());
@@ -209,8 +272,9 @@ fn describe(attributes: &mut Attributes<'_>, connection: &Connection<'_>, whose:
             }
         }
     }
-    let (source, destination) = (connection.source(), connection.destination());
-    attributes.text(key::NETWORK_TRANSPORT, "tcp");
+}
+
+fn ends(attributes: &mut Attributes<'_>, source: SocketAddr, destination: SocketAddr, texts: &mut Texts) {
     attributes.text(key::NETWORK_TYPE, if source.is_ipv4() { "ipv4" } else { "ipv6" });
     texts.source.clear();
     texts.destination.clear();
@@ -220,10 +284,6 @@ fn describe(attributes: &mut Attributes<'_>, connection: &Connection<'_>, whose:
     attributes.int(key::SOURCE_PORT, source.port().into());
     attributes.text(key::DESTINATION_ADDRESS, &texts.destination);
     attributes.int(key::DESTINATION_PORT, destination.port().into());
-    attributes.text(key::CONNECTION_ROLE, connection.role.name());
-    if connection.tcp.namespace != 0 {
-        attributes.int(key::NETWORK_NAMESPACE, connection.tcp.namespace.into());
-    }
 }
 
 fn traffic(attributes: &mut Attributes<'_>, connection: &Connection<'_>, counts: Option<Counts>) {

@@ -6,7 +6,7 @@ use crate::otlp::{
     histogram::Histogram,
     metrics::{Data, Labels, Metric},
 };
-use agent_common::network::Counts;
+use agent_common::network::{Counts, Flow};
 use rustc_hash::FxHashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -14,7 +14,7 @@ use std::hash::{BuildHasher as _, RandomState};
 /// (OpenTelemetry metrics SDK, "Overflow attribute").
 const OVERFLOW: &str = "otel.metric.overflow";
 /// Largest number of series that one name of a process or container adds to a metric.
-const SERIES_EACH: usize = 2;
+const SERIES_EACH: usize = 4;
 
 /// Everything counted, by process name and container.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ struct Who {
 #[derive(Clone, Debug, Default)]
 pub struct Total {
     counts: [u64; 5],
+    udp: [u64; 4],
     opened: [u64; 2],
     resets: u64,
     broken: u64,
@@ -103,11 +104,11 @@ impl Traffic {
             })),
         };
         vec![
-            counter("process.network.io", "By", "Payload bytes over TCP connections", |total| {
-                vec![(direction("transmit"), total.counts[0]), (direction("receive"), total.counts[1])]
+            counter("process.network.io", "By", "Payload bytes over TCP connections and in UDP packets", |total| {
+                by_direction([total.counts[0], total.counts[1]], [total.udp[0], total.udp[1]])
             }),
-            counter("leaf.network.packets", "{packet}", "Packets of TCP connections", |total| {
-                vec![(direction("transmit"), total.counts[2]), (direction("receive"), total.counts[3])]
+            counter("leaf.network.packets", "{packet}", "Packets of TCP connections and of UDP", |total| {
+                by_direction([total.counts[2], total.counts[3]], [total.udp[2], total.udp[3]])
             }),
             counter(
                 "leaf.network.retransmits",
@@ -223,6 +224,14 @@ impl Total {
         }
     }
 
+    /// Something went over a UDP flow.
+    pub fn flowed(&mut self, flow: &Flow) {
+        let counts = [flow.sent_bytes, flow.received_bytes, flow.sent_packets, flow.received_packets];
+        for (total, more) in self.udp.iter_mut().zip(counts) {
+            *total += more;
+        }
+    }
+
     /// A connection, or the attempt at one, is over.
     pub fn closed(&mut self, connection: &Connection<'_>, end: End) {
         match end {
@@ -247,10 +256,18 @@ fn tcp() -> Labels {
     vec![("network.transport", "tcp".to_owned())]
 }
 
-fn direction(direction: &str) -> Labels {
-    let mut labels = tcp();
-    labels.push(("network.io.direction", direction.to_owned()));
-    labels
+/// Sent and received, by transport; nothing is said of what never was.
+fn by_direction(tcp: [u64; 2], udp: [u64; 2]) -> Vec<(Labels, u64)> {
+    let series = |transport: &'static str, counts: [u64; 2]| {
+        ["transmit", "receive"].into_iter().zip(counts).filter(|(_, count)| *count > 0).map(
+            move |(direction, count)| {
+                let labels =
+                    vec![("network.transport", transport.to_owned()), ("network.io.direction", direction.to_owned())];
+                (labels, count)
+            },
+        )
+    };
+    series("tcp", tcp).chain(series("udp", udp)).collect()
 }
 
 #[cfg(test)]
@@ -259,7 +276,7 @@ mod tests {
 
     #[test]
     fn who_comes_after_the_bound_is_counted_as_overflow() {
-        let mut traffic = Traffic::new(4);
+        let mut traffic = Traffic::new(2 * SERIES_EACH);
         for name in ["a", "b", "c", "d"] {
             traffic.of(name, "").resets += 1;
         }
