@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod launch;
 
 pub mod ledger;
+pub mod netns;
 pub mod nginx;
 pub mod otlp;
 pub mod peer;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use leaf_tests::agent::AgentProcess;
 use leaf_tests::collector::Collector;
+use leaf_tests::daemon::Daemon;
 use leaf_tests::kafka::Kafka;
 use leaf_tests::ledger::Line;
+use leaf_tests::netns::{self, Namespace};
 use leaf_tests::nginx::{self, Nginx};
 use leaf_tests::pipeline::{PATIENCE, Pipeline};
+use leaf_tests::place::Folder;
 use leaf_tests::skip::{has_program, is_root, require};
 use leaf_tests::{place, ss};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -288,24 +291,18 @@ fn the_owner_is_who_handles_the_connection_and_not_who_accepted_it() -> Result<(
     // It accepts, and forks a child for the connection, which forks the one that calls the shell.
     let socat = place::program("socat").context("socat")?;
     let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr");
-    let mut server = Command::new(socat)
-        .args([&listen, "SYSTEM:read -r pid name state parent rest < /proc/$PPID/stat; echo $parent"])
-        .spawn()?;
-    let mut client = loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(client) => break client,
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
+    let folder = Folder::new("socat")?;
+    let mut command = Command::new(socat);
+    command.args([&listen, "SYSTEM:read -r pid name state parent rest < /proc/$PPID/stat; echo $parent"]);
+    let server = Daemon::start("socat", command, folder.path())?;
+    let mut client = connect_soon(&format!("127.0.0.1:{port}"))?;
     let source = client.local_addr()?;
     let mut said = String::new();
     client.read_to_string(&mut said)?;
     drop(client);
     std::thread::sleep(Duration::from_millis(200));
-    server.kill()?;
-    server.wait()?;
     let child: u32 = said.trim().parse()?;
-    assert_ne!(child, server.id());
+    assert_ne!(child, server.pid());
     let events = events(agent, port)?;
     assert_eq!(one(&events, "tcp_close", source, "server")["pid"], child, "{events:#?}");
     Ok(())
@@ -394,6 +391,216 @@ fn ten_thousand_short_connections_are_each_told_once() -> Result<()> {
         [("tcp_accept", "server"), ("tcp_close", "client"), ("tcp_close", "server"), ("tcp_connect", "client")];
     let expected = expected.map(|(kind, role)| ((kind.to_owned(), role.to_owned()), CONNECTIONS));
     assert_eq!(seen, BTreeMap::from(expected));
+    Ok(())
+}
+
+/// The value of trouble events of one entity, `WHAT:count`, by what.
+fn troubles<'a>(events: &'a [Value], kind: &str, entity: &str) -> BTreeMap<&'a str, u64> {
+    let mut sums = BTreeMap::new();
+    for event in events.iter().filter(|event| event["type"] == kind && event["entity_id"] == entity) {
+        assert_eq!(event["event_type"], kind, "{event}");
+        let (what, count) = event["value"].as_str().and_then(|value| value.split_once(':')).expect("WHAT:count");
+        *sums.entry(what).or_default() += count.parse::<u64>().expect("a number");
+    }
+    sums
+}
+
+/// All events that an agent has printed.
+fn all_events(agent: AgentProcess) -> Result<Vec<Value>> {
+    let finished = agent.terminate(STOP)?;
+    ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
+    Line::of(&finished.stderr, "network events")?.assert_all_delivered();
+    let data = |line: &str| serde_json::from_str::<Value>(line).map(|envelope| envelope["data"].clone());
+    finished.stdout.lines().map(|line| data(line).with_context(|| format!("not JSON: {line}"))).collect()
+}
+
+/// Connects to a server that may not listen yet.
+fn connect_soon(address: &str) -> Result<TcpStream> {
+    let begin = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if begin.elapsed() > STOP => return Err(error).context("nobody listens"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+const NETNS: &str = "no network namespaces: they take root and iproute2";
+const SERVERS: &str = "no socat, nft or dnsmasq: run `cargo xtask setup --tests`";
+
+#[test]
+fn packets_that_are_lost_are_told_as_retransmits_of_the_connection_and_of_the_interface() -> Result<()> {
+    if !require(netns::available(), NETNS) || !require(has_program("socat") && has_program("nft"), SERVERS) {
+        return Ok(());
+    }
+    const BYTES: usize = 2_000_000;
+    let namespace = Namespace::new()?;
+    let port = 9000;
+    let listen = format!("TCP-LISTEN:{port},reuseaddr,fork");
+    let folder = Folder::new("socat")?;
+    let mut command = namespace.command("socat")?;
+    command.args(["-u", &listen, "OPEN:/dev/null"]);
+    let server = Daemon::start("socat", command, folder.path())?;
+    let address = format!("{}:{port}", namespace.there());
+    drop(connect_soon(&address)?);
+    let rule = "table ip leaf { chain in { type filter hook input priority 0\npolicy accept\n\
+        tcp dport 9000 numgen inc mod 10 3 drop\n}\n}\n";
+    ensure!(namespace.command("nft")?.arg(rule).status()?.success(), "nft refused the rule");
+    let agent = watching(&[("LEAF_NETWORK_TROUBLE_INTERVAL", "300ms")])?;
+    let mut client = TcpStream::connect(&address)?;
+    let source = client.local_addr()?;
+    client.write_all(&vec![0; BYTES])?;
+    let begin = Instant::now();
+    let socket = loop {
+        let sockets = ss::sockets(port)?;
+        let socket = sockets.iter().find(|socket| socket.local == source.to_string()).context("not in ss")?.clone();
+        if socket.count("bytes_acked") as usize > BYTES {
+            break socket;
+        }
+        ensure!(begin.elapsed() < STOP, "the bytes do not arrive: {socket:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let sent_again = socket.count("retrans");
+    assert!(sent_again > 0, "nothing was lost: {socket:?}");
+    std::thread::sleep(Duration::from_millis(500));
+    let events = all_events(agent)?;
+    drop((client, server));
+    let connection = format!("{source}-{address}");
+    assert_eq!(troubles(&events, "error.net", &connection), BTreeMap::from([("RETRANSMIT", sent_again)]));
+    let interface = troubles(&events, "error.net", &namespace.interface());
+    assert_eq!(interface.get("RETRANSMIT"), Some(&sent_again), "{interface:?}");
+    let of_connection = events.iter().find(|event| event["entity_id"] == connection.as_str()).context("an event")?;
+    assert_eq!(of_connection["pid"], std::process::id(), "{of_connection}");
+    // The interface inside has the same name in every namespace; the kernel says why it dropped.
+    assert!(troubles(&events, "transport.drop", "eth0").contains_key("NETFILTER_DROP"), "{events:#?}");
+    Ok(())
+}
+
+#[test]
+fn an_interface_and_a_namespace_that_vanish_do_not_disturb() -> Result<()> {
+    if !require(netns::available(), NETNS) || !require(has_program("socat"), SERVERS) {
+        return Ok(());
+    }
+    let namespace = Namespace::new()?;
+    let folder = Folder::new("socat")?;
+    let mut command = namespace.command("socat")?;
+    command.args(["-u", "TCP-LISTEN:9000,reuseaddr,fork", "OPEN:/dev/null"]);
+    let server = Daemon::start("socat", command, folder.path())?;
+    let agent = watching(&[("LEAF_NETWORK_REPORT_INTERVAL", "200ms"), ("LEAF_NETWORK_TROUBLE_INTERVAL", "200ms")])?;
+    let mut client = connect_soon(&format!("{}:9000", namespace.there()))?;
+    let source = client.local_addr()?;
+    client.write_all(b"before")?;
+    std::thread::sleep(Duration::from_millis(100));
+    namespace.cut()?;
+    client.write_all(b"after")?;
+    std::thread::sleep(Duration::from_millis(500));
+    drop((server, namespace, client));
+    std::thread::sleep(Duration::from_millis(500));
+    let events = all_events(agent)?;
+    assert_eq!(one(&events, "tcp_connect", source, "client")["pid"], std::process::id());
+    Ok(())
+}
+
+#[test]
+fn a_name_that_was_asked_for_stands_beside_the_address_and_the_question_is_told() -> Result<()> {
+    if !require(netns::available(), NETNS)
+        || !require(has_program("socat") && has_program("dnsmasq"), SERVERS)
+        || !require(has_program("curl"), "no curl")
+    {
+        return Ok(());
+    }
+    let namespace = Namespace::new()?;
+    namespace.set_name_server("127.0.0.1")?;
+    let folder = Folder::new("dns")?;
+    let mut command = namespace.command("dnsmasq")?;
+    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]);
+    command.args(["--listen-address=127.0.0.1", "--bind-interfaces", "--log-facility=-", "--log-queries"]);
+    command.arg(format!("--pid-file={}", folder.path().join("pid").display()));
+    command.args(["--address=/web.leaf.test/127.0.0.7", "--local=/leaf.test/"]);
+    let mut dnsmasq = Daemon::start("dnsmasq", command, folder.path())?;
+    dnsmasq.wait_until("started", STOP, |server| server.stderr().contains("started"))?;
+    let mut command = namespace.command("socat")?;
+    command.args(["TCP-LISTEN:8088,bind=127.0.0.7,fork,reuseaddr", "SYSTEM:read -r request; echo hello"]);
+    let _server = Daemon::start("socat", command, folder.path())?;
+    let agent = watching(&[("LEAF_NETWORK_DNS", "events"), ("LEAF_NETWORK_UDP_FLOWS", "true")])?;
+    let curl = |url: &str| -> Result<bool> {
+        let arguments = [
+            "-4",
+            "-sS",
+            "--http0.9",
+            "-o",
+            "/dev/null",
+            "--retry",
+            "20",
+            "--retry-connrefused",
+            "--retry-delay",
+            "0",
+            url,
+        ];
+        Ok(namespace.command("curl")?.args(arguments).stderr(Stdio::null()).status()?.success())
+    };
+    assert!(curl("http://web.leaf.test:8088/")?);
+    assert!(!curl("http://missing.leaf.test:8088/")?);
+    std::thread::sleep(Duration::from_millis(200));
+    let events = all_events(agent)?;
+    let connect = events.iter().find(|event| event["type"] == "tcp_connect" && event["dst_port"] == 8088);
+    let connect = connect.context("no connection")?;
+    assert_eq!((&connect["comm"], &connect["server"]), (&"curl".into(), &"web.leaf.test".into()), "{connect}");
+    assert_eq!(connect["dst_ip"], "127.0.0.7");
+    let questions: Vec<_> = events.iter().filter(|event| event["type"] == "dns_query").collect();
+    for (name, code, answers) in [("web.leaf.test", "NOERROR", 1), ("missing.leaf.test", "NXDOMAIN", 0)] {
+        let question = questions.iter().find(|event| event["dns_name"] == name).with_context(|| name.to_owned())?;
+        assert_eq!((&question["dns_type"], &question["dns_code"]), (&"A".into(), &code.into()), "{question}");
+        assert_eq!((&question["comm"], &question["dns_answers"]), (&"curl".into(), &answers.into()), "{question}");
+        let latency = question["latency_ns"].as_u64().context("a latency")?;
+        assert!(latency > 0 && latency < 1_000_000_000, "{question}");
+        // The flow of the question: what curl has asked and was answered, by the server's own log.
+        let flow = events.iter().find(|event| {
+            event["type"] == "udp_flow" && event["src_port"] == question["src_port"] && event["role"] == "client"
+        });
+        let flow = flow.context("no flow")?;
+        assert_eq!((&flow["pid"], &flow["dst_port"]), (&question["pid"], &53.into()), "{flow}");
+        // Header, name with its lengths, type and class (RFC 1035); the answer has a record of 16 bytes more.
+        let asked = 12 + name.len() as u64 + 2 + 4;
+        assert_eq!(flow["sent_bytes"], asked, "{flow}");
+        assert_eq!(flow["received_bytes"], asked + 16 * answers, "{flow}");
+        assert!(dnsmasq.stderr().contains(&format!("query[A] {name} from 127.0.0.1")), "{}", dnsmasq.stderr());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_counts_what_both_ends_say() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let server = UdpSocket::bind(("127.0.0.1", 0))?;
+    let port = server.local_addr()?.port();
+    let agent = watching(&[("LEAF_NETWORK_UDP_FLOWS", "true")])?;
+    let client = UdpSocket::bind(("127.0.0.1", 0))?;
+    client.connect(server.local_addr()?)?;
+    let (mut sent, mut answered) = (0, 0);
+    for size in [1, 100, 1400, 30_000] {
+        sent += client.send(&vec![1; size])?;
+        let mut buffer = vec![0; 65_536];
+        let (_, peer) = server.recv_from(&mut buffer)?;
+        answered += server.send_to(&buffer[..size / 2], peer)?;
+        // Looked at first, which must not count twice.
+        client.peek(&mut buffer)?;
+        client.recv(&mut buffer)?;
+    }
+    let events = events(agent, port)?;
+    let flow = one(&events, "udp_flow", client.local_addr()?, "client");
+    assert_eq!((&flow["pid"], &flow["transport"]), (&std::process::id().into(), &"udp".into()));
+    assert_eq!((&flow["sent_bytes"], &flow["received_bytes"]), (&sent.into(), &answered.into()), "{flow}");
+    assert_eq!((&flow["sent_packets"], &flow["received_packets"]), (&4.into(), &4.into()), "{flow}");
+    let answers = one(&events, "udp_flow", client.local_addr()?, "server");
+    assert_eq!((&answers["sent_bytes"], &answers["sent_packets"]), (&answered.into(), &4.into()), "{answers}");
+    // Who sent is known to nobody but the process; what came is counted under no one.
+    let questions: Vec<_> = events.iter().filter(|event| event["src_port"] == 0).collect();
+    assert_eq!(questions.len(), 1, "{events:#?}");
+    assert_eq!((&questions[0]["received_bytes"], &questions[0]["role"]), (&sent.into(), &"server".into()));
     Ok(())
 }
 

@@ -14,8 +14,28 @@ const COLUMNS: &[(&str, &str, i32)] = &[
 ];
 
 /// Fields that say little to a person, or that another field says better.
-const HIDDEN: &[&str] =
-    &["tid", "gid", "start_time", "cgroup", "cgroup_id", "container_runtime", "pod_uid", "filename", "cmdline"];
+const HIDDEN: &[&str] = &[
+    "tid",
+    "gid",
+    "start_time",
+    "cgroup",
+    "cgroup_id",
+    "container_runtime",
+    "pod_uid",
+    "filename",
+    "cmdline",
+    "src_ip",
+    "src_port",
+    "dst_ip",
+    "dst_port",
+    "server",
+    "ip_version",
+    "netns",
+    "event_type",
+];
+
+/// Fields that are said only if they are not this.
+const USUAL: &[(&str, &str)] = &[("transport", "tcp"), ("reset", "false"), ("retransmits", "0")];
 
 /// What the line ends with: the first of these that the event has.
 const LAST: &[&str] = &["cmdline", "filename"];
@@ -59,10 +79,18 @@ impl Text {
             line.push_str("  ");
             pad(&mut line, &text, *width);
         }
+        if let Some(ends) = ends(data) {
+            line.push_str("  ");
+            line.push_str(&ends);
+        }
         for (field, value) in data {
+            if USUAL.iter().any(|(usual, text)| usual == field && plain(value) == *text) {
+                continue;
+            }
             if !HIDDEN.contains(&field.as_str()) && COLUMNS.iter().all(|(column, ..)| column != field) {
-                let _ = match (field.strip_suffix("_ns"), value.as_u64()) {
-                    (Some(name), Some(ns)) => write!(line, "  {name}={}", duration(ns)),
+                let _ = match (field.rsplit_once('_'), value.as_u64()) {
+                    (Some((name, "ns")), Some(ns)) => write!(line, "  {name}={}", duration(ns)),
+                    (Some((name, "bytes")), Some(count)) => write!(line, "  {name}={}", bytes(count)),
                     _ => write!(line, "  {field}={}", plain(value)),
                 };
             }
@@ -88,6 +116,20 @@ impl Text {
     }
 }
 
+/// Who connects to whom, the latter by its name if it is known.
+fn ends(data: &Map<String, Value>) -> Option<String> {
+    let end = |address: &str, port: &str, name: Option<&Value>| {
+        let address = plain(data.get(address)?);
+        let bracketed = if address.contains(':') { format!("[{address}]") } else { address };
+        let port = data.get(port).map(plain).unwrap_or_default();
+        Some(match name {
+            Some(name) => format!("{}:{port} ({bracketed})", plain(name)),
+            None => format!("{bracketed}:{port}"),
+        })
+    };
+    Some(format!("{} -> {}", end("src_ip", "src_port", None)?, end("dst_ip", "dst_port", data.get("server"))?))
+}
+
 fn heading() -> String {
     let mut line = format!("{:<12}", "TIME");
     for (_, heading, width) in COLUMNS {
@@ -105,7 +147,10 @@ fn pad(line: &mut String, text: &str, width: i32) {
 
 /// What failed stands out.
 fn colour(data: &Map<String, Value>) -> &'static str {
-    let failed = data.contains_key("signal") || data.get("exit_code").is_some_and(|code| code != 0);
+    let failed = data.contains_key("signal")
+        || data.contains_key("error")
+        || data.get("reset").is_some_and(|reset| reset == true)
+        || data.get("exit_code").is_some_and(|code| code != 0);
     if failed { RED } else { "" }
 }
 
@@ -136,10 +181,45 @@ fn duration(ns: u64) -> String {
     format!("{:.1?}", Duration::from_nanos(ns))
 }
 
+/// Bytes with the decimal unit that suits them.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if count < 1000 {
+        return format!("{count}B");
+    }
+    let mut value = count as f64 / 1000.0;
+    let mut unit = UNITS[0];
+    for larger in &UNITS[1..] {
+        if value < 1000.0 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    format!("{value:.1}{unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_connection_is_told_as_who_to_whom_with_its_name_and_readable_amounts() {
+        let lines = lines(&[json!({
+            "timestamp": 0,
+            "data": {"type": "tcp_close", "pid": 7, "comm": "curl", "transport": "tcp", "ip_version": "ipv4",
+                     "src_ip": "10.0.0.1", "src_port": 40_000, "dst_ip": "10.0.0.2", "dst_port": 443,
+                     "server": "example.org", "role": "client", "duration_ns": 2_500_000_000u64, "sent_bytes": 85,
+                     "received_bytes": 1_234_567, "retransmits": 0, "rtt_ns": 12_000_000, "closed_by": "client",
+                     "reset": false},
+        })]);
+        let expected = "10.0.0.1:40000 -> example.org:443 (10.0.0.2)  role=client  duration=2.5s  sent=85B  \
+                        received=1.2MB  rtt=12.0ms  closed_by=client";
+        assert!(lines[1].ends_with(expected), "{}", lines[1]);
+        let ends = |data| ends(&serde_json::from_value::<Map<_, _>>(data).expect("a map"));
+        let six = json!({"src_ip": "::1", "src_port": 1, "dst_ip": "fe80::2", "dst_port": 2});
+        assert_eq!(ends(six).as_deref(), Some("[::1]:1 -> [fe80::2]:2"));
+    }
 
     fn lines(events: &[Value]) -> Vec<String> {
         let mut text = Text { colour: false, width: None, lines: 0 };

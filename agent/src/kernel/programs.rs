@@ -25,6 +25,9 @@ pub struct Programs {
 /// Enumerators of the kernel's enums, by the name of the enum: value and name of each.
 pub type Names = BTreeMap<&'static str, Vec<(u32, String)>>;
 
+/// Key and value of a map, as words, which are all that maps know.
+pub type Entry<const KEY: usize, const VALUE: usize> = ([u64; KEY], [u64; VALUE]);
+
 /// Why a look was not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
@@ -65,7 +68,7 @@ impl Programs {
     pub fn entries<const KEY: usize, const VALUE: usize>(
         &mut self,
         map: &'static str,
-    ) -> Result<Vec<([u64; KEY], [u64; VALUE])>, LoadError> {
+    ) -> Result<Vec<Entry<KEY, VALUE>>, LoadError> {
         // One that goes or comes in between is for the next time.
         Ok(self.hash_map(map)?.iter().flatten().collect())
     }

@@ -33,7 +33,7 @@ use crate::workspace::Workspace;
 /// is already there is left alone. Interrupt it at any time and start it again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc, iproute2, curl, nginx, socat and nftables
+    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc, iproute2, curl, nginx, socat, nftables and dnsmasq
     #[arg(long)]
     tests: bool,
     /// Also bring what benchmarks compare with and start: bpftrace, libbpf-tools, bpftool, nginx, wrk, iperf3

@@ -32,6 +32,7 @@ pub const TESTED_WITH: Packages = Packages {
         Program { name: "nginx", package: "nginx" },
         Program { name: "socat", package: "socat" },
         Program { name: "nft", package: "nftables" },
+        Program { name: "dnsmasq", package: "dnsmasq-base" },
     ],
 };
 

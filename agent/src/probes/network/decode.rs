@@ -90,7 +90,10 @@ mod tests {
         assert!(matches!(decode(tcp(kind::CLOSED).as_bytes()), Ok(Event::Closed(_))));
         assert!(matches!(decode(tcp(kind::ALIVE).as_bytes()), Ok(Event::Alive(_))));
         assert_eq!(decode(tcp(9).as_bytes()).err(), Some(Malformed::Kind(9)));
-        assert_eq!(decode(&tcp(1).as_bytes()[8..]).err(), Some(Malformed::Size(size_of::<Tcp>() - 8)));
+        assert_eq!(
+            decode(&tcp(1).as_bytes()[..size_of::<Tcp>() - 8]).err(),
+            Some(Malformed::Size(size_of::<Tcp>() - 8))
+        );
     }
 
     #[test]

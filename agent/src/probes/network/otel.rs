@@ -184,6 +184,8 @@ pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, t
     texts.source.clear();
     let _ = match news.is_of_socket() {
         true => write!(texts.source, "{local}-{remote}"),
+        // A packet that belongs to no interface any more.
+        false if interface.is_empty() && news.key.namespace == 0 => write!(texts.source, "node"),
         false if interface.is_empty() => write!(texts.source, "netns:{}", news.key.namespace),
         false => write!(texts.source, "{interface}"),
     };
