@@ -2,8 +2,11 @@
 //! recorded kernels and on the running one; bytes that are no BTF end in an error.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
-use agent_common::{ABSENT, Source, process::Offsets};
-use leaf::kernel::btf::{Btf, BtfError, VMLINUX};
+use agent_common::{ABSENT, Source};
+use leaf::{
+    kernel::btf::{Btf, BtfError, VMLINUX},
+    probes::ROOMS,
+};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -25,11 +28,11 @@ const ENUM64: u32 = 19;
 /// Bit 31 of a type's info: members tell the size of a bit field, too.
 const KIND_FLAG: u32 = 1 << 31;
 
-/// A recorded kernel: its name, its BTF, and what other programs find there.
+/// A recorded kernel: its name, its BTF, and what other programs find there, by room and field.
 struct Kernel {
     release: String,
     btf: Vec<u8>,
-    expected: HashMap<String, u32>,
+    expected: HashMap<(&'static str, String), u32>,
 }
 
 fn recorded_kernels() -> Vec<Kernel> {
@@ -40,33 +43,52 @@ fn recorded_kernels() -> Vec<Kernel> {
         .map(|path| Kernel {
             release: path.file_stem().unwrap().to_str().unwrap().into(),
             btf: fs::read(&path).unwrap(),
-            expected: fs::read_to_string(path.with_extension("txt")).unwrap().lines().map(expected_line).collect(),
+            expected: ROOMS.iter().flat_map(|room| expected_of(room.name, &path)).collect(),
         })
         .collect();
     assert!(kernels.len() >= 4, "only {} recorded kernels", kernels.len());
     kernels
 }
 
-fn expected_line(line: &str) -> (String, u32) {
-    let (field, number) = line.split_once(' ').unwrap();
-    (field.into(), if number == "absent" { ABSENT } else { number.parse().unwrap() })
+/// The lines of the file beside a recorded BTF that tells what a room must find there.
+fn expected_of(room: &'static str, btf: &Path) -> Vec<((&'static str, String), u32)> {
+    let path = btf.with_extension(format!("{room}.txt"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let line = |line: &str| {
+        let (field, number) = line.split_once(' ').unwrap();
+        ((room, field.into()), if number == "absent" { ABSENT } else { number.parse().unwrap() })
+    };
+    text.lines().map(line).collect()
 }
 
-/// What BTF can tell: all but the records of classic tracepoints.
-fn sources() -> impl Iterator<Item = &'static (&'static str, Source)> + Clone {
-    Offsets::SOURCES.iter().filter(|(_, source)| !matches!(source, Source::Tracepoint(..)))
+/// Room, field and source of what BTF can tell: all but the records of classic tracepoints.
+fn sources() -> impl Iterator<Item = (&'static str, &'static str, &'static Source)> {
+    let all = ROOMS.iter().flat_map(|room| room.sources.iter().map(|(field, source)| (room.name, *field, source)));
+    all.filter(|(_, _, source)| !matches!(source, Source::Tracepoint(..)))
 }
 
+/// The enums that rooms want to name the enumerators of.
+fn enums() -> impl Iterator<Item = &'static str> {
+    ROOMS.iter().flat_map(|room| room.enums).copied()
+}
+
+/// Parses as the loader does: once, for all rooms.
 fn parse(data: &[u8]) -> Result<Btf<'_>, BtfError> {
-    Btf::parse(data, Offsets::SOURCES.iter().map(|(_, source)| source))
+    let enums: Vec<Source> = enums().map(|name| Source::Enumerator(name, "")).collect();
+    let sources = ROOMS.iter().flat_map(|room| room.sources).map(|(_, source)| source);
+    Btf::parse(data, sources.chain(&enums))
 }
 
-/// All answers, in the order of the sources.
-fn answers(data: &[u8]) -> Result<Vec<u32>, BtfError> {
+/// All answers, in the order of the sources, and the enumerators.
+type Answers = (Vec<u32>, Vec<Vec<(u32, String)>>);
+
+fn answers(data: &[u8]) -> Result<Answers, BtfError> {
     let btf = parse(data)?;
     // Each is asked for, whatever the others say.
-    let found: Vec<_> = Offsets::SOURCES.iter().map(|(_, source)| btf.find(source)).collect();
-    found.into_iter().collect()
+    let sources = ROOMS.iter().flat_map(|room| room.sources);
+    let found: Vec<_> = sources.map(|(_, source)| btf.find(source)).collect();
+    let named: Vec<_> = enums().map(|name| btf.enumerators(name)).collect();
+    Ok((found.into_iter().collect::<Result<_, _>>()?, named.into_iter().collect::<Result<_, _>>()?))
 }
 
 fn find(data: &[u8], source: Source) -> Result<u32, BtfError> {
@@ -154,19 +176,36 @@ fn members_by_bpftool(dump: &str) -> HashMap<(&str, &str), u32> {
 fn offsets_on_a_recorded_kernel_are_those_that_other_programs_find() {
     for Kernel { release, btf, expected } in recorded_kernels() {
         let parsed = parse(&btf).unwrap();
-        for (field, source) in sources() {
-            assert_eq!(parsed.find(source), Ok(expected[*field]), "{field} of {release}");
+        for (room, field, source) in sources() {
+            let number = expected.get(&(room, field.into())).copied();
+            assert_eq!(parsed.find(source).ok(), number, "{field} of the {room} room on {release}");
         }
         assert_eq!(expected.len(), sources().count(), "{release}");
     }
 }
 
 #[test]
-fn the_exit_tracepoint_got_an_argument_between_the_recorded_kernels() {
-    let arguments = |kernel: &Kernel| find(&kernel.btf, Source::Arguments("sched_process_exit"));
-    for kernel in recorded_kernels() {
-        let expected = if kernel.release.starts_with("7.") { 3 } else { 2 };
-        assert_eq!(arguments(&kernel), Ok(expected), "{}", kernel.release);
+fn tracepoints_got_arguments_between_the_recorded_kernels() {
+    // Kernel; arguments of sched_process_exit and of kfree_skb, with the tracepoint's own data.
+    let expected = [("5.10.", 2, 3), ("6.1.", 2, 4), ("6.12.", 2, 5), ("7.3.", 3, 5)];
+    for Kernel { release, btf, .. } in recorded_kernels() {
+        let arguments = |tracepoint| find(&btf, Source::Arguments(tracepoint)).unwrap();
+        let &(_, exit, kfree_skb) = expected.iter().find(|(kernel, ..)| release.starts_with(kernel)).unwrap();
+        assert_eq!(arguments("sched_process_exit"), exit, "{release}");
+        assert_eq!(arguments("kfree_skb"), kfree_skb, "{release}");
+    }
+}
+
+#[test]
+fn the_reasons_of_a_drop_are_those_of_the_kernel() {
+    // Kernel; how many reasons, and the value of one of them, as bpftool prints them.
+    let expected = [("5.10.", 0, None), ("6.1.", 66, Some(2)), ("6.12.", 102, Some(3)), ("7.3.", 128, Some(3))];
+    for Kernel { release, btf, .. } in recorded_kernels() {
+        let reasons = parse(&btf).unwrap().enumerators("skb_drop_reason").unwrap();
+        let value = |name| reasons.iter().find(|(_, known)| known == name).map(|(value, _)| *value);
+        let &(_, count, no_socket) = expected.iter().find(|(kernel, ..)| release.starts_with(kernel)).unwrap();
+        assert_eq!(reasons.len(), count, "{release}");
+        assert_eq!(value("SKB_DROP_REASON_NO_SOCKET"), no_socket, "{release}");
     }
 }
 
@@ -193,7 +232,7 @@ fn the_running_kernel_has_every_offset() {
         return skip("this kernel shows no BTF");
     };
     let btf = parse(&data).unwrap();
-    let absent: Vec<_> = sources().filter(|(_, source)| btf.find(source) == Ok(ABSENT)).collect();
+    let absent: Vec<_> = sources().filter(|(_, _, source)| btf.find(source) == Ok(ABSENT)).collect();
     assert!(absent.is_empty(), "{absent:?}");
 }
 
@@ -209,16 +248,16 @@ fn offsets_in_the_running_kernel_are_those_that_bpftool_prints() {
     let printed = members_by_bpftool(&dump);
     let btf = parse(&data).unwrap();
     let mut compared = 0;
-    for (field, source) in sources() {
+    for (room, field, source) in sources() {
         // Members of nested structs are printed elsewhere.
         if let Source::Member(of, path) = source
             && let Some(bits) = printed.get(&(*of, *path))
         {
-            assert_eq!(btf.find(source), Ok(bits / 8), "{field}");
+            assert_eq!(btf.find(source), Ok(bits / 8), "{field} of the {room} room");
             compared += 1;
         }
     }
-    assert!(compared >= 20, "only {compared} members to compare");
+    assert!(compared >= 50, "only {compared} members to compare");
 }
 
 #[test]
@@ -365,7 +404,7 @@ fn a_recorded_kernel_that_is_cut_off_is_an_error_or_gives_the_same_answers() {
 }
 
 /// Names that are asked for, and none.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 13] = [
     "",
     "task_struct",
     "se",
@@ -375,6 +414,10 @@ const NAMES: [&str; 9] = [
     "cgroup_subsys_id",
     "memory_cgrp_id",
     "btf_trace_sched_process_exit",
+    "sk_buff",
+    "sock",
+    "sk_receive_queue",
+    "qlen",
 ];
 
 /// Types that name each other and themselves at random.
