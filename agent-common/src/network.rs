@@ -67,6 +67,8 @@ pub mod missing {
     pub const CGROUP: u32 = 1 << 3;
     /// Addresses or ports.
     pub const ADDRESSES: u32 = 1 << 4;
+    /// How it ended: it was there at one look and not at the next.
+    pub const END: u32 = 1 << 5;
 }
 
 /// Longest answer of a name server that is kept, in bytes: what EDNS lets pass

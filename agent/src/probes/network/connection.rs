@@ -48,6 +48,9 @@ pub enum End {
     ResetByPeer(Errno),
     /// By the kernel, after the peer had not answered for long, or on an administrator's order.
     Broken(Errno),
+    /// It is there no more, and nobody saw how. Where it was last seen in
+    /// `SYN_SENT`, it may have failed or have been short.
+    Unknown,
 }
 
 /// An errno of a socket.
@@ -213,6 +216,9 @@ impl<'a> Connection<'a> {
     /// the reset is our own (`tcp_reset`, `tcp_done`, `__tcp_close`, net/ipv4).
     #[must_use]
     pub fn end_of(&self) -> End {
+        if self.tcp.missing & missing::END != 0 {
+            return End::Unknown;
+        }
         let error = Errno(self.tcp.error);
         match (self.tcp.state, self.tcp.error) {
             (state::SYN_SENT, 0) => End::Failed(Errno::ECANCELED),
@@ -282,6 +288,15 @@ mod tests {
         assert_eq!(end(state::ESTABLISHED, 104), End::ResetByPeer(Errno(104)));
         assert_eq!(end(state::CLOSE_WAIT, 32), End::ResetByPeer(Errno(32)));
         assert_eq!(end(state::ESTABLISHED, 110), End::Broken(Errno(110)));
+    }
+
+    #[test]
+    fn an_end_that_nobody_saw_is_no_error() {
+        for state in [state::ESTABLISHED, state::SYN_SENT] {
+            let mut tcp = closed(state, 0);
+            tcp.missing = missing::END;
+            assert_eq!(Connection::new(&tcp, |_, _| false).end_of(), End::Unknown);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod decode;
 mod flows;
 mod otel;
 mod pairs;
+mod poll;
 mod traffic;
 mod trouble;
 
@@ -26,8 +27,8 @@ use crate::{
 };
 use accepted::Accepted;
 use agent_common::network::{
-    self as wire, Counts, Dns, Flow, FlowKey, Look, Offsets, Owner, SLOTS, Tcp, Trouble, TroubleKey, look, missing,
-    state, trouble as kinds,
+    self as wire, Counts, Dns, Flow, FlowKey, Look, Offsets, Owner, SLOTS, Tcp, Trouble, TroubleKey, kind, look,
+    missing, state, trouble as kinds,
 };
 use bandwidth::Bandwidth;
 use connection::{Connection, End, Role};
@@ -35,6 +36,7 @@ use decode::Event;
 use flows::Flows;
 use otel::{Texts, Whose};
 use pairs::Pairs;
+use poll::Poller;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -220,6 +222,7 @@ pub struct NetworkRoom {
     next_flows: Option<Instant>,
     /// Answers of name servers that could not be read.
     dns_unreadable: u64,
+    poller: Poller,
     texts: Texts,
     /// The time of what is being done.
     now: Instant,
@@ -250,6 +253,7 @@ impl NetworkRoom {
             flows_lost: 0,
             next_flows: None,
             dns_unreadable: 0,
+            poller: Poller::new(config.network.report_interval.0),
             texts: Texts::default(),
             now: Instant::now(),
         }
@@ -324,6 +328,11 @@ impl NetworkRoom {
         if tcp.state == state::LISTEN || tcp.begin_ns > asked.before_ns {
             return;
         }
+        self.tell_news(tcp, node, out);
+    }
+
+    /// Tells what went over a connection since it was last told of, if anything did.
+    fn tell_news(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
         let connection = Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)));
         let Some(news) = connection.news().filter(|news| news.sent_packets > 0 || news.received_packets > 0) else {
             return;
@@ -537,6 +546,13 @@ impl Room for NetworkRoom {
                 self.look(look::OWNERS, 0, programs, |room, tcp, asked| room.on_alive(tcp, asked, node, out));
                 self.accepted.looked(now, Instant::now());
             }
+        } else {
+            if self.next_report.is_some_and(|next| next <= now) {
+                self.tell_bandwidth(now, node, out);
+                self.next_report = Some(now + self.options.report_interval.0);
+            }
+            // It is the polls that look for owners; what waits is asked for again only after a while.
+            self.accepted.looked(now, now);
         }
         while let Some(tcp) = self.accepted.late(now) {
             self.tell_opened(&tcp, node, out);
@@ -558,8 +574,25 @@ impl Room for NetworkRoom {
         }
     }
 
-    // Not yet: sock_diag.
-    fn poll(&mut self, _: &mut Node, _: &mut Output) {}
+    fn poll(&mut self, node: &mut Node, out: &mut Output) {
+        self.now = Instant::now();
+        self.next_report.get_or_insert(self.now + self.options.report_interval.0);
+        let records = self.poller.look();
+        self.traffic.set_states(self.poller.states().clone());
+        for tcp in &records {
+            if tcp.kind == kind::ALIVE {
+                if let Some(opened) = self.accepted.owned(tcp.key, &tcp.owner) {
+                    self.tell_opened(&opened, node, out);
+                }
+                self.tell_news(tcp, node, out);
+            } else if out.admit(self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns)) {
+                match tcp.kind {
+                    kind::OPENED => self.on_opened(tcp, node, out),
+                    _ => self.on_closed(tcp, node, out),
+                }
+            }
+        }
+    }
 
     fn metrics(&self) -> Vec<Metric> {
         let mut metrics = self.traffic.metrics();

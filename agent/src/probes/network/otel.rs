@@ -304,6 +304,7 @@ fn traffic(attributes: &mut Attributes<'_>, connection: &Connection<'_>, counts:
 
 fn closing(attributes: &mut Attributes<'_>, role: Role, end: End) {
     let (by, reset, error) = match end {
+        End::Unknown => return,
         End::ByUs => (Some(role), false, None),
         End::ByPeer => (Some(role.other()), false, None),
         End::ResetByUs => (Some(role), true, None),
@@ -331,7 +332,7 @@ fn span(
 ) {
     texts.error.clear();
     let failed = match end {
-        End::ByUs | End::ByPeer => false,
+        End::ByUs | End::ByPeer | End::Unknown => false,
         End::Failed(error) => write!(texts.error, "connect failed: {}", error.name()).is_ok(),
         End::ResetByUs => write!(texts.error, "reset by this end").is_ok(),
         End::ResetByPeer(error) => write!(texts.error, "reset by the peer: {}", error.name()).is_ok(),

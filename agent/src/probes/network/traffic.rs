@@ -6,7 +6,7 @@ use crate::otlp::{
     histogram::Histogram,
     metrics::{Data, Labels, Metric},
 };
-use agent_common::network::{Counts, Flow};
+use agent_common::network::{Counts, Flow, state};
 use rustc_hash::FxHashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -238,10 +238,11 @@ impl Total {
             End::Failed(error) => *self.failed.entry(error.name()).or_default() += 1,
             End::ResetByUs | End::ResetByPeer(_) => self.resets += 1,
             End::Broken(_) => self.broken += 1,
-            End::ByUs | End::ByPeer => {}
+            End::ByUs | End::ByPeer | End::Unknown => {}
         }
         if let Some(age) = connection.age()
             && !matches!(end, End::Failed(_))
+            && connection.tcp.state != state::SYN_SENT
         {
             self.duration.record(seconds(age));
         }
