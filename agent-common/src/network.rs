@@ -378,7 +378,7 @@ offsets! {
         net_inum: Source::Member("net", "ns.inum"),
         sock_err: Source::Member("sock", "sk_err"),
         sock_uid: Source::Member("sock", "sk_uid"),
-        /// `sk_cgrp_data.val` before 5.15.
+        /// `sk_cgrp_data.val` before 5.15, and before that was changed in 5.10 stable.
         sock_cgroup: Source::Member("sock", "sk_cgrp_data.cgroup"),
         /// In `inet_sock` before 5.17.
         sock_interface: Source::Member("sock", "sk_rx_dst_ifindex"),
@@ -407,6 +407,8 @@ offsets! {
         packet_transport: Source::Member("sk_buff", "transport_header"),
         /// A bit field before 5.6, which is no member of a byte offset.
         sock_protocol: Source::Member("sock", "sk_protocol"),
+        packet_control: Source::Member("sk_buff", "cb"),
+        control_segments: Source::Member("tcp_skb_cb", "tcp_gso_segs"),
         packet_device: Source::Member("sk_buff", "dev"),
         device_index: Source::Member("net_device", "ifindex"),
         device_name: Source::Member("net_device", "name"),

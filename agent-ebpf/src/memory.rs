@@ -41,12 +41,18 @@ impl Memory for Probed {
     }
 }
 
-/// Adds one to a counter in a map: programs on other CPUs, and this one's that
-/// it was preempted by, may do the same.
+/// Adds to a counter in a map: programs on other CPUs, and this one's that it
+/// was preempted by, may do the same.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, more: u64) {
+    // SAFETY: an aligned u64 of the map; the result is unused, so this is one `lock add`.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, more) };
+}
+
+/// Adds one.
 #[inline(always)]
 pub unsafe fn increment(counter: *mut u64) {
-    // SAFETY: an aligned u64 of the map; the result is unused, so this is one `lock add`.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+    unsafe { add(counter, 1) };
 }
 
 /// One field of a read-only global that the loader filled: a constant to the verifier.

@@ -13,7 +13,7 @@ use agent_common::{
 use agent_ebpf::{
     admit::{account, admit, note, now},
     constant,
-    memory::{Memory as _, Probed, Typed, increment},
+    memory::{Memory as _, Probed, Typed, add, increment},
     ring::{reserve, submit},
 };
 use aya_ebpf::{
@@ -22,7 +22,6 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 /// Emptied by the user side. The loader sets the size from the configuration.
 #[map]
@@ -244,7 +243,7 @@ fn count(ends: Ends, bytes: u64, is_sent: bool, namespace: u32) {
             false => (&raw mut (*known).received_packets, &raw mut (*known).received_bytes),
         };
         increment(packets);
-        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(total, bytes);
+        add(total, bytes);
     }
 }
 

@@ -6,9 +6,6 @@
 //! What the socket does not know (who, since when, which end) is in a table of ours.
 #![no_std]
 #![no_main]
-// For `atomic_xadd`, as in the library.
-#![feature(core_intrinsics)]
-#![allow(internal_features)]
 #![allow(unused_unsafe, reason = "`constant!` stands in unsafe and in safe code")]
 
 mod datagram;

@@ -6,10 +6,13 @@ use crate::{
     socket::{addresses, cookie, namespace_of, tcp_sock},
     table::find,
 };
-use agent_common::network::{Ends, Owner, Trouble, TroubleKey, trouble};
+use agent_common::{
+    ABSENT,
+    network::{Ends, Owner, Trouble, TroubleKey, trouble},
+};
 use agent_ebpf::{
     constant,
-    memory::{Memory as _, Typed, increment},
+    memory::{Memory as _, Typed, add},
 };
 use aya_ebpf::{
     macros::{btf_tracepoint, map},
@@ -28,14 +31,21 @@ static TROUBLES_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// A TCP packet is sent again (4.16).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retransmit_btf(ctx: BtfTracePointContext) -> i32 {
-    let sock: *const u8 = ctx.arg(0);
+    let (sock, packet): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
     if tcp_sock(sock).is_null() {
         return 0;
     }
+    // One that a device will cut into segments is as many (`tcp_skb_pcount`).
+    let (control, at) = (constant!(OFFSETS.packet_control), constant!(OFFSETS.control_segments));
+    let segments: Option<u16> = match control == ABSENT || at == ABSENT {
+        true => None,
+        false => unsafe { Typed::read(packet, control + at) },
+    };
+    let segments = u64::from(segments.unwrap_or(1));
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::RETRANSMIT, 0, 0, &interface, sock, &Owner::default());
+    count(trouble::RETRANSMIT, 0, 0, segments, &interface, sock, &Owner::default());
     let key = cookie(sock);
-    count(trouble::RETRANSMIT, 0, key, &interface, sock, &owner(key));
+    count(trouble::RETRANSMIT, 0, key, segments, &interface, sock, &owner(key));
     0
 }
 
@@ -50,7 +60,7 @@ pub fn reset_btf(ctx: BtfTracePointContext) -> i32 {
             None => interface_of_socket(sock),
         }
     };
-    count(trouble::RESET_SENT, 0, 0, &interface, core::ptr::null(), &Owner::default());
+    count(trouble::RESET_SENT, 0, 0, 1, &interface, core::ptr::null(), &Owner::default());
     0
 }
 
@@ -65,7 +75,7 @@ pub fn error_btf(ctx: BtfTracePointContext) -> i32 {
     // Its ends are an example: those of one process are counted together.
     let owner = owner(cookie(sock));
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), &interface, sock, &owner);
+    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), 1, &interface, sock, &owner);
     0
 }
 
@@ -75,7 +85,7 @@ pub fn queue_btf(ctx: BtfTracePointContext) -> i32 {
     let sock: *const u8 = ctx.arg(0);
     let port: u16 = unsafe { Typed::read(sock, constant!(OFFSETS.common_local_port)) }.unwrap_or(0);
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::QUEUE_FULL, 0, u64::from(port), &interface, sock, &Owner::default());
+    count(trouble::QUEUE_FULL, 0, u64::from(port), 1, &interface, sock, &Owner::default());
     0
 }
 
@@ -85,7 +95,7 @@ pub fn drop_btf(ctx: BtfTracePointContext) -> i32 {
     /// The tracepoint's own data, packet, place and reason.
     const WITH_REASON: u32 = 4;
     let arguments = constant!(OFFSETS.drop_arguments);
-    if arguments == agent_common::ABSENT || arguments < WITH_REASON {
+    if arguments == ABSENT || arguments < WITH_REASON {
         return 0;
     }
     let packet: *const u8 = ctx.arg(0);
@@ -96,7 +106,7 @@ pub fn drop_btf(ctx: BtfTracePointContext) -> i32 {
             None => Interface::default(),
         }
     };
-    count(trouble::DROP, reason, 0, &interface, core::ptr::null(), &Owner::default());
+    count(trouble::DROP, reason, 0, 1, &interface, core::ptr::null(), &Owner::default());
     0
 }
 
@@ -147,19 +157,19 @@ fn owner(key: u64) -> Owner {
 }
 
 #[inline(always)]
-fn count(what: u32, code: u32, who: u64, at: &Interface, sock: *const u8, owner: &Owner) {
+fn count(what: u32, code: u32, who: u64, times: u64, at: &Interface, sock: *const u8, owner: &Owner) {
     let key = TroubleKey { what, code, namespace: at.namespace, interface: at.index, who };
     if let Some(known) = TROUBLES.get_ptr_mut(key) {
         // SAFETY: an entry of the map.
-        unsafe { increment(&raw mut (*known).count) };
+        unsafe { add(&raw mut (*known).count, times) };
         return;
     }
     let ends = if sock.is_null() { Ends::default() } else { unsafe { addresses(sock) }.unwrap_or_default() };
-    let new = Trouble { count: 1, owner: *owner, ends, interface: at.name };
+    let new = Trouble { count: times, owner: *owner, ends, interface: at.name };
     if TROUBLES.insert(key, &new, 0).is_err()
         && let Some(lost) = TROUBLES_LOST.get_ptr_mut(0)
     {
         // SAFETY: this CPU's slot of the map.
-        unsafe { increment(lost) };
+        unsafe { add(lost, times) };
     }
 }
