@@ -345,6 +345,41 @@ fn a_socket_that_was_passed_on_belongs_to_who_closes_it() -> Result<()> {
 }
 
 #[test]
+fn without_ebpf_the_same_connection_is_told_from_looks_at_the_sockets() -> Result<()> {
+    if !require(is_root(), ROOT) {
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    let arguments = ["run", "--exporter", "console", "--format", "json", "--probes", "network"];
+    let mut agent = AgentProcess::start(&arguments, &[("LEAF_ROOMS_NETWORK_RUNG", "procfs")])?;
+    agent.wait_for_stderr("network: no eBPF", STOP)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let (mut client, mut server) = connect(&listener)?;
+    let source = client.local_addr()?;
+    client.write_all(b"a question")?;
+    read_exactly(&mut server, 10)?;
+    server.write_all(&[0; 3000])?;
+    read_exactly(&mut client, 3000)?;
+    // A few looks.
+    std::thread::sleep(Duration::from_secs(1));
+    close_first(client, server)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let events = events(agent, port)?;
+    assert_eq!(events.len(), 4, "{events:#?}");
+    for (opened, role, sent, received) in [("tcp_connect", "client", 10, 3000), ("tcp_accept", "server", 3000, 10)] {
+        assert_eq!(one(&events, opened, source, role)["pid"], std::process::id());
+        let closed = one(&events, "tcp_close", source, role);
+        assert_eq!((&closed["pid"], &closed["sent_bytes"]), (&std::process::id().into(), &sent.into()), "{closed}");
+        assert_eq!(closed["received_bytes"], received, "{closed}");
+        assert!(closed["rtt_ns"].as_u64().is_some_and(|rtt| rtt > 0), "{closed}");
+        // Looking again and again, it may have missed the end itself: then it does not say who closed.
+        assert!(closed["closed_by"].is_null() || closed["closed_by"] == "client", "{closed}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_accepted_connection_that_stays_open_is_told_with_its_owner() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());

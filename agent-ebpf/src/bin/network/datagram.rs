@@ -137,7 +137,7 @@ pub fn send_btf(ctx: BtfTracePointContext) -> i32 {
     if constant!(OPTIONS.dns_events) != 0 && packet.destination_port == DOMAIN {
         let id = unsafe { Probed::read::<u16>(packet.payload, 0) }.unwrap_or(0);
         let query = Query { server: packet.destination, port: packet.source_port, id, reserved: 0 };
-        let _ = QUERIES.insert(query, &Asked { time_ns: now(), owner: current_owner(0) }, 0);
+        let _ = QUERIES.insert(query, Asked { time_ns: now(), owner: current_owner(0) }, 0);
     }
     0
 }
@@ -222,7 +222,7 @@ fn count(ends: Ends, bytes: u64, is_sent: bool, namespace: u32) {
         None => {
             let new = Flow { owner, begin_ns: time, namespace, sent_first: u32::from(is_sent), ..Flow::default() };
             // Another CPU may have been faster.
-            let _ = FLOWS.insert(key, &new, 1);
+            let _ = FLOWS.insert(key, new, 1);
             match FLOWS.get_ptr_mut(key) {
                 Some(known) => known,
                 None => {

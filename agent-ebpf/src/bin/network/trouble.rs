@@ -166,7 +166,7 @@ fn count(what: u32, code: u32, who: u64, times: u64, at: &Interface, sock: *cons
     }
     let ends = if sock.is_null() { Ends::default() } else { unsafe { addresses(sock) }.unwrap_or_default() };
     let new = Trouble { count: times, owner: *owner, ends, interface: at.name };
-    if TROUBLES.insert(key, &new, 0).is_err()
+    if TROUBLES.insert(key, new, 0).is_err()
         && let Some(lost) = TROUBLES_LOST.get_ptr_mut(0)
     {
         // SAFETY: this CPU's slot of the map.
