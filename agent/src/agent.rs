@@ -3,7 +3,7 @@
 use crate::{
     config::{self, Config, Period},
     drain::{Drain, Ledgers, Periods, Running, Way},
-    enrich::{Node, clock::Clock, container::Cgroups, dns::Names, host, process::ProcessTable},
+    enrich::{Node, host},
     export::{ExportError, Exporter, queue},
     health::ledger::{self, Reading},
     kernel::{
@@ -216,16 +216,14 @@ fn resource(config: &Config) -> Resource {
 /// What is known of this machine before the first event.
 fn node(config: &Config, polls: bool) -> Node {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let mut cgroups = Cgroups::default();
-    cgroups.seed(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
-    let clock = Clock::new();
-    let mut processes = ProcessTable::new(&read("/proc/sys/kernel/random/boot_id"));
     // By polling, events are of the processes that /proc speaks of; from the kernel, of the host's.
     let proc = (polls || support::in_host_pid_namespace()).then(|| PathBuf::from("/proc"));
-    if let Some(proc) = &proc
-        && let Err(error) = processes.seed(proc, &mut config.privacy.redactor(), &clock)
+    let mut node = Node::new(proc, &read("/proc/sys/kernel/random/boot_id"));
+    node.cgroups.seed(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
+    if let Some(proc) = &node.proc
+        && let Err(error) = node.processes.seed(proc, &mut config.privacy.redactor(), &node.clock)
     {
         tracing::warn!("failed to read the running processes from /proc: {error}; they are named as their events come");
     }
-    Node { proc, clock, processes, cgroups, names: Names::default() }
+    node
 }

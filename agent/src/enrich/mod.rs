@@ -34,6 +34,18 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node of which nothing is known yet; `boot_id` as for [`ProcessTable::new`].
+    #[must_use]
+    pub fn new(proc: Option<PathBuf>, boot_id: &str) -> Self {
+        Self {
+            proc,
+            clock: Clock::new(),
+            processes: ProcessTable::new(boot_id),
+            cgroups: Cgroups::default(),
+            names: Names::default(),
+        }
+    }
+
     /// The process of an event that is not about processes: known, or read from
     /// /proc while it lives, or as the event describes it.
     pub fn process(&mut self, seen: &Seen<'_>, redactor: &mut Redactor) -> Slot {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agent_common::process::{Exec, Exit, Fork, Task, kind};
 use anyhow::Result;
 use leaf::config::Config;
-use leaf::enrich::{Node, clock::Clock, container::Cgroups, process::ProcessTable};
+use leaf::enrich::Node;
 use leaf::health::ledger::Ledger;
 use leaf::otlp::Signal;
 use leaf::otlp::batch::Batch;
@@ -27,8 +27,7 @@ const TICK: u64 = 10_000_000;
 
 /// Time and allocations per event, once the table of processes is full.
 pub fn run(report: &mut Report) -> Result<()> {
-    let mut node =
-        Node { proc: None, clock: Clock::new(), processes: ProcessTable::new("boot"), cgroups: Cgroups::default() };
+    let mut node = Node::new(None, "boot");
     let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod8dbc5577_d0e2_4706_8787_57d52c03ddf2.slice/\
                 cri-containerd-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope";
     node.cgroups.made(leaf::enrich::container::CgroupId { hierarchy: 0, id: 77 }, path);

@@ -272,7 +272,6 @@ fn set_executable(text: &mut String, process: impl FnOnce() -> Option<PathBuf>, 
 mod tests {
     use super::*;
     use crate::{
-        enrich::{container::Cgroups, dns::Names, process::ProcessTable},
         health::ledger::Ledger,
         otlp::{
             Signal,
@@ -291,13 +290,7 @@ mod tests {
         let scope = Scope { name: "leaf.process".into(), stream: "process", source: "test" };
         let batch =
             |signal| Some(Batch::new(signal, &Resource::default(), &scope, 1 << 20, Arc::new(Ledger::new("test"))));
-        let node = Node {
-            proc: None,
-            clock: Clock::new(),
-            processes: ProcessTable::new("boot"),
-            cgroups: Cgroups::default(),
-            names: Names::default(),
-        };
+        let node = Node::new(None, "boot");
         let mut out = Output::new(batch(Signal::Logs), batch(Signal::Traces));
         out.at(Instant::now(), 1);
         (ProcessRoom::new(&Config::default()), node, out)

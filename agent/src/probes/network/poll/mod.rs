@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
-        enrich::{Node, container::Cgroups, dns::Names, process::ProcessTable},
+        enrich::Node,
         health::ledger::Ledger,
         otlp::{
             Signal,
@@ -231,13 +231,7 @@ mod tests {
             (Arc::new(Ledger::new("test")), Scope { name: "leaf.network".into(), stream: "network", source: "procfs" });
         let batch = |signal| Some(Batch::new(signal, &Resource::default(), &scope, 1 << 20, Arc::clone(&ledger)));
         let mut out = Output::new(batch(Signal::Logs), batch(Signal::Traces));
-        let mut node = Node {
-            proc: Some(PROC.into()),
-            clock: Clock::new(),
-            processes: ProcessTable::new("boot"),
-            cgroups: Cgroups::default(),
-            names: Names::default(),
-        };
+        let mut node = Node::new(Some(PROC.into()), "boot");
         let mut config = Config::default();
         // Nobody else's connections.
         config.network.report_interval.0 = Duration::from_secs(3600);

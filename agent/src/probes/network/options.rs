@@ -1,0 +1,81 @@
+//! What only this room can be set to, and what its programs are told of it.
+
+use super::{ANSWER, FLOWS, RECEIVE, SEND};
+use crate::{config::Period, probes::Tuning};
+use agent_common::network::{self as wire, SLOTS};
+use serde::{Deserialize, Serialize};
+use zerocopy::IntoBytes as _;
+
+/// What only this room can be set to: the section `network` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Connections that the kernel's table holds, 96 bytes each.
+    pub connections: u32,
+    /// Time between two reports of a connection that lives long.
+    pub report_interval: Period,
+    /// Time between two readings of what went wrong.
+    pub trouble_interval: Period,
+    /// `off`; `names`: read the answers of name servers, to name the ends of
+    /// connections; `events`: also tell each as `dns_query`. One small program per packet received.
+    pub dns: DnsOption,
+    /// Count UDP flows: one small program per packet sent or received.
+    pub udp_flows: bool,
+    /// UDP flows that are counted at a time.
+    pub udp_table: u32,
+    /// Series of each metric; what comes then is counted in one series of overflow.
+    pub max_series: usize,
+}
+
+/// See [`Options::dns`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum DnsOption {
+    Off,
+    Names,
+    Events,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            report_interval: Period::seconds(30),
+            trouble_interval: Period::seconds(10),
+            dns: DnsOption::Names,
+            udp_flows: false,
+            udp_table: 16_384,
+            max_series: 2000,
+        }
+    }
+}
+
+/// Buckets for so many connections: a power of two, so that the table is at most four fifths full.
+fn buckets(connections: u32) -> u32 {
+    let slots = u64::from(connections) * 5 / 4;
+    let buckets = slots.div_ceil(SLOTS as u64).max(1).next_power_of_two();
+    u32::try_from(buckets).unwrap_or(1 << 31)
+}
+
+impl Options {
+    /// Constants and sizes of the room's object, and the hooks that nothing needs.
+    pub(super) fn tuning(&self) -> Tuning {
+        let buckets = buckets(self.connections);
+        let Options { dns, udp_flows, udp_table, .. } = *self;
+        let options = wire::Options {
+            bucket_mask: buckets - 1,
+            dns: u32::from(dns != DnsOption::Off),
+            dns_events: u32::from(dns == DnsOption::Events),
+            udp_flows: u32::from(udp_flows),
+        };
+        let needed =
+            [(RECEIVE, udp_flows), (SEND, udp_flows || dns == DnsOption::Events), (ANSWER, dns != DnsOption::Off)];
+        let unused = needed.into_iter().filter(|(_, needed)| !needed).map(|(hook, _)| hook).collect();
+        Tuning {
+            options: options.as_bytes().to_vec(),
+            map_entries: vec![("CONNECTIONS", buckets), (FLOWS, if udp_flows { udp_table } else { 1 })],
+            unused,
+        }
+    }
+}

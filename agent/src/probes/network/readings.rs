@@ -1,0 +1,160 @@
+//! What the room reads at intervals: the open files of all processes, and what
+//! the programs have counted.
+
+use super::{
+    CONNECTIONS_A_LOOK, DEVICES, DROP_REASONS, FLOWS, FLOWS_LOST, LOOK, MAX_LISTENING, MAX_PARTS, NetworkRoom,
+    TROUBLES, TROUBLES_LOST, connection,
+    decode::{self, Event},
+    events::process,
+    otel::{self, Whose},
+};
+use crate::{
+    enrich::{Node, clock::Clock, process::until_nul},
+    kernel::programs::{LookError, Programs},
+    probes::Output,
+};
+use agent_common::network::{Flow, FlowKey, Look, Owner, Tcp, Trouble, TroubleKey, look, state};
+use std::time::Instant;
+
+/// Keys and values of [`TROUBLES`] and [`FLOWS`] as words, which are all that maps know.
+const KEY_WORDS: usize = size_of::<TroubleKey>() / 8;
+const TROUBLE_WORDS: usize = size_of::<Trouble>() / 8;
+const FLOW_KEY_WORDS: usize = size_of::<FlowKey>() / 8;
+const FLOW_WORDS: usize = size_of::<Flow>() / 8;
+type FlowKeyWords = [u64; FLOW_KEY_WORDS];
+type FlowWords = [u64; FLOW_WORDS];
+type KeyWords = [u64; KEY_WORDS];
+type TroubleWords = [u64; TROUBLE_WORDS];
+
+impl NetworkRoom {
+    /// Tells the UDP flows that are due, or all.
+    pub(super) fn tell_flows(&mut self, last: bool, node: &mut Node, programs: &mut Programs, out: &mut Output) {
+        let entries = match programs.entries(FLOWS) {
+            Ok(entries) => entries,
+            Err(error) => return tracing::debug!("network: {error}"),
+        };
+        self.flows_lost = programs.sum(FLOWS_LOST).unwrap_or(self.flows_lost);
+        let entries: Vec<(FlowKey, Flow)> = entries
+            .into_iter()
+            .map(|(key, value): (FlowKeyWords, FlowWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
+            .collect();
+        let now = Clock::boot_now();
+        let mut ended: Vec<FlowKeyWords> = Vec::new();
+        for news in self.flows.news(&entries, now, self.options.report_interval.0, last) {
+            if news.has_ended {
+                ended.push(zerocopy::transmute!(news.key));
+            }
+            let owner = news.flow.owner;
+            let slot = process(&owner, news.flow.last_ns, node, &mut self.redactor);
+            let process = slot.map(|slot| node.processes.get(slot));
+            let [local, remote] = connection::both(&news.key.ends);
+            let server = if news.is_client { remote } else { local };
+            let server = node.names.of(server.ip()).map(|name| &**name);
+            let span = process.map(|process| process.span).unwrap_or_default();
+            let whose = Whose { process, cgroup: None, span, server };
+            let clock = node.clock;
+            let container = process.and_then(|process| process.cgroup.as_ref()?.container.as_ref());
+            let container = container.map_or("", |container| &container.id);
+            let comm = process.map_or("", |process| &process.comm);
+            self.traffic.of(comm, container).flowed(&news.flow);
+            self.bandwidth.moved(owner.pid, comm, news.flow.sent_bytes + news.flow.received_bytes);
+            if out.admit(self.admission.admit(
+                owner.pid,
+                process.map_or(0, |process| process.uid),
+                until_nul(&owner.comm),
+                now,
+            )) {
+                otel::udp_flow(&news, &whose, &clock, &mut self.texts, out);
+            }
+        }
+        if let Err(error) = programs.remove::<FLOW_KEY_WORDS, FLOW_WORDS>(FLOWS, &ended) {
+            tracing::debug!("network: {error}");
+        }
+    }
+
+    /// Goes over all open files, and gives each socket that is found to `each`.
+    pub(super) fn look(
+        &mut self,
+        what: u32,
+        before_ns: u64,
+        programs: &mut Programs,
+        mut each: impl FnMut(&mut Self, &Tcp, &Look),
+    ) {
+        self.looks = self.looks.wrapping_add(1).max(1);
+        let asked = Look { number: self.looks, what, before_ns, part: self.part, parts: self.parts };
+        let question: [u64; size_of::<Look>() / 8] = zerocopy::transmute!(asked);
+        let looked = programs.look(LOOK, ("LOOK", question), size_of::<Tcp>(), |record| {
+            if let Ok(Event::Alive(tcp)) = decode::decode(record) {
+                if tcp.state == state::LISTEN && self.listening.len() < MAX_LISTENING {
+                    self.listening.insert((tcp.namespace, tcp.ends.local_port));
+                }
+                each(self, tcp, &asked);
+            }
+        });
+        match looked {
+            Ok(()) => {}
+            // Said at start, with its reason.
+            Err(LookError::NotLoaded(_)) => self.next_report = None,
+            Err(error) => tracing::debug!("network: a look at open files has ended early: {error}"),
+        }
+    }
+
+    /// Tells of the connections whose turn it is, and notes the states of all.
+    pub(super) fn report(&mut self, now: Instant, node: &mut Node, programs: &mut Programs, out: &mut Output) {
+        let interval = self.options.report_interval.0;
+        let before = Clock::boot_now().saturating_sub(interval.as_nanos() as u64);
+        self.look(look::ALL, before, programs, |room, tcp, asked| room.on_alive(tcp, asked, node, out));
+        self.part += 1;
+        if self.part >= self.parts {
+            self.part = 0;
+            let connections: u64 = self.states.values().sum();
+            self.parts = (connections / CONNECTIONS_A_LOOK + 1).min(MAX_PARTS) as u32;
+            self.traffic.set_states(std::mem::take(&mut self.states));
+            self.tell_bandwidth(now, node, out);
+        }
+        self.next_report = Some(now + interval / self.parts);
+    }
+
+    pub(super) fn tell_bandwidth(&mut self, now: Instant, node: &Node, out: &mut Output) {
+        let time = node.clock.unix(Clock::boot_now());
+        for rate in self.bandwidth.rates(&devices(), now) {
+            let process = Some(rate.pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
+            if out.admit(Ok(())) {
+                otel::bandwidth(&rate, process, time, out);
+            }
+        }
+    }
+
+    /// Tells what went wrong since the last reading.
+    pub(super) fn tell_troubles(&mut self, now: Instant, node: &Node, programs: &mut Programs, out: &mut Output) {
+        self.next_troubles = Some(now + self.options.trouble_interval.0);
+        let entries = match programs.entries(TROUBLES) {
+            Ok(entries) => entries,
+            Err(error) => return tracing::debug!("network: {error}"),
+        };
+        self.troubles_lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
+        let entries: Vec<(TroubleKey, Trouble)> = entries
+            .into_iter()
+            .map(|(key, value): (KeyWords, TroubleWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
+            .collect();
+        let (news, idle) = self.troubles.news(&entries);
+        let time = node.clock.unix(Clock::boot_now());
+        let mut value = String::new();
+        for news in news {
+            let reason = programs.name_of(DROP_REASONS, news.key.code);
+            let Owner { pid, uid, comm, .. } = news.trouble.owner;
+            if news.value(reason, &mut value) && out.admit(self.admission.admit(pid, uid, until_nul(&comm), time)) {
+                let process = Some(pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
+                otel::trouble(&news, &value, process, time, &mut self.texts, out);
+            }
+        }
+        let idle: Vec<KeyWords> = idle.into_iter().map(|key| zerocopy::transmute!(key)).collect();
+        if let Err(error) = programs.remove::<KEY_WORDS, TROUBLE_WORDS>(TROUBLES, &idle) {
+            tracing::debug!("network: {error}");
+        }
+    }
+}
+
+pub(super) fn devices() -> String {
+    std::fs::read_to_string(DEVICES).unwrap_or_default()
+}
