@@ -6,6 +6,10 @@ use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 /// Events a second, or at once, that a rate may allow: more is no limit.
 const MOST_EVENTS: u64 = 10_000_000;
+/// Entries of a table in the kernel: 16 million take gigabytes already.
+const MOST_CONNECTIONS: u64 = 1 << 24;
+/// Series of a metric.
+const MOST_SERIES: u64 = 1_000_000;
 
 /// The problems of a configuration, each with its key.
 pub fn validate(config: &Config) -> Vec<(String, String)> {
@@ -46,6 +50,18 @@ pub fn validate(config: &Config) -> Vec<(String, String)> {
         }
         period(&mut problem, &key("poll_interval"), room.poll_interval.0, 10..=60_000);
     }
+    let network = &config.network;
+    for (field, value, most) in [
+        ("connections", u64::from(network.connections), MOST_CONNECTIONS),
+        ("udp_table", u64::from(network.udp_table), MOST_CONNECTIONS),
+        ("max_series", network.max_series as u64, MOST_SERIES),
+    ] {
+        if !(1..=most).contains(&value) {
+            problem(&format!("network.{field}"), format!("{value} is not from 1 to {most}"));
+        }
+    }
+    period(&mut problem, "network.report_interval", network.report_interval.0, 100..=86_400_000);
+    period(&mut problem, "network.trouble_interval", network.trouble_interval.0, 100..=86_400_000);
     if config.service_name.is_empty() {
         problem("service_name", "is empty".into());
     }

@@ -1,18 +1,24 @@
 //! A connection per request through nginx: what is left of the rate while somebody
 //! watches, what is lost, what one costs.
 
-use std::time::Duration;
+use std::io::Read as _;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
 use leaf_tests::nginx::Nginx;
+use leaf_tests::place::{self, Folder};
+use serde_json::Value;
 
 use crate::report::{Goal, Report};
 use crate::sink::Sink;
 use crate::watch::{Contest, Outcome, SETTLE, agent, cpu, memory};
 
 const SECONDS: u32 = 3;
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 5;
 const WORKERS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,34 +42,93 @@ pub fn kept(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// No event may be lost, by the ledger and by the receiver.
+/// A bulk transfer over loopback by iperf3, beside tcplife.
+pub fn transfer(report: &mut Report) -> Result<()> {
+    let port = place::free_port()?;
+    let folder = Folder::new("iperf3")?;
+    let program = place::program("iperf3").context("no iperf3: run `cargo xtask setup --bench`")?;
+    let mut command = Command::new(&program);
+    command.args(["--server", "--forceflush", "--bind", "127.0.0.1", "--port"]).arg(port.to_string());
+    let mut server = Daemon::start("iperf3", command, folder.path())?;
+    server.wait_until("a listening socket", PATIENCE, |server| server.stdout().contains("listening"))?;
+    let transfer = || -> Result<f64> {
+        let mut command = Command::new(&program);
+        command.args(["--client", "127.0.0.1", "--json", "--time"]).arg(SECONDS.to_string());
+        let output = command.arg("--port").arg(port.to_string()).output()?;
+        let said: Value = serde_json::from_slice(&output.stdout)?;
+        said["end"]["sum_received"]["bits_per_second"].as_f64().with_context(|| format!("iperf3: {said}"))
+    };
+    let contest = Contest {
+        peers: &[("tcplife", &[])],
+        probes: "network",
+        rounds: ROUNDS,
+        work: &transfer,
+        each: f64::from(SECONDS),
+    };
+    let Outcome { alone, kept, .. } = contest.run()?;
+    report.add(
+        format!("bulk transfer kept, of {:.1} Gbit/s", alone / 1e9),
+        "",
+        kept[0].1,
+        Goal::AtLeast(0.99),
+        &kept[1..],
+    );
+    Ok(())
+}
+
+/// No event may be lost at a given rate, by the ledger and by the receiver.
 pub fn lost(report: &mut Report) -> Result<()> {
-    let nginx = Nginx::start(WORKERS)?;
+    const RATE: u32 = 10_000;
+    const COUNT: u32 = 10 * RATE;
     let sink = Sink::start()?;
     let agent = agent(&sink, "network")?;
     std::thread::sleep(SETTLE);
     let idle = cpu(agent.pid())?;
-    let load = nginx.load(SECONDS, true)?;
+    let begin = Instant::now();
+    connect(COUNT, RATE)?;
+    let rate = f64::from(COUNT) / begin.elapsed().as_secs_f64();
     std::thread::sleep(SETTLE);
     let (memory, cpu) = (memory(agent.pid())?, cpu(agent.pid())? - idle);
     let finished = agent.terminate(PATIENCE)?;
     let line = Line::of(&finished.stderr, "network events")?;
     let records = sink.take()?;
     ensure!(records.len() as u64 == line.outcome("delivered"), "the receiver has {} of {line:?}", records.len());
-    let closed = records.iter().filter(|record| record.event_name == "tcp_close").count();
-    // Both ends of each; connections that wrk gave up at its end come on top.
-    let missing = (2 * load.requests).saturating_sub(closed as u64);
-    let rate = load.rate;
-    report.add(
-        format!("tcp_close lost of {} at {rate:.0} connections/s", 2 * load.requests),
-        "",
-        missing as f64,
-        Goal::AtMost(0.0),
-        &[],
-    );
+    for kind in ["tcp_connect", "tcp_accept", "tcp_close"] {
+        let expected = if kind == "tcp_close" { 2 * COUNT } else { COUNT };
+        let told = records.iter().filter(|record| record.event_name == kind).count();
+        let missing = f64::from(expected) - told as f64;
+        report.add(
+            format!("{kind} lost of {expected} at {rate:.0} connections/s"),
+            "",
+            missing,
+            Goal::AtMost(0.0),
+            &[],
+        );
+    }
     let unsent = line.attempted - line.outcome("delivered") - line.outcome("filtered");
     report.add("network events not delivered, by the ledger", "", unsent as f64, Goal::AtMost(0.0), &[]);
-    report.add("CPU of the agent per connection (2 ends)", "µs", cpu / 1e3 / load.requests as f64, Goal::None, &[]);
+    report.add("CPU of the agent per connection (2 ends)", "µs", cpu / 1e3 / f64::from(COUNT), Goal::None, &[]);
     report.add("RSS after so many connections", "MB", memory, Goal::AtMost(50.0), &[]);
+    Ok(())
+}
+
+/// Makes connections over loopback at a rate, each accepted, and closed by the client first.
+fn connect(count: u32, rate: u32) -> Result<()> {
+    /// Addresses to connect to: a port that was used for one is taken for a minute.
+    const ADDRESSES: u8 = 16;
+    let listeners: Vec<TcpListener> =
+        (1..=ADDRESSES).map(|last| TcpListener::bind((Ipv4Addr::new(127, 0, 1, last), 0))).collect::<Result<_, _>>()?;
+    let begin = Instant::now();
+    for number in 0..count {
+        let due = Duration::from_secs_f64(f64::from(number) / f64::from(rate));
+        if let Some(early) = due.checked_sub(begin.elapsed()) {
+            std::thread::sleep(early);
+        }
+        let listener = &listeners[(number % u32::from(ADDRESSES)) as usize];
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (mut server, _) = listener.accept()?;
+        drop(client);
+        ensure!(server.read(&mut [0])? == 0, "data on an empty connection");
+    }
     Ok(())
 }

@@ -26,14 +26,16 @@ static ALLOCATOR: allocator::Counting = allocator::Counting;
 /// A benchmark: its name on the command line, what it does.
 type Benchmark = (&'static str, fn(&mut Report) -> Result<()>);
 
-const BENCHMARKS: [Benchmark; 7] = [
+const BENCHMARKS: [Benchmark; 9] = [
     ("encode", encode::run),
     ("start", start::run),
     ("programs", programs::run),
+    ("network-programs", programs::network),
     ("lost", storm::lost),
     ("storm", storm::kept),
     ("connections-lost", connections::lost),
     ("connections", connections::kept),
+    ("transfer", connections::transfer),
 ];
 
 fn main() -> ExitCode {

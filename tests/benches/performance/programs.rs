@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use leaf_tests::nginx::Nginx;
 use leaf_tests::place::{self, Folder};
 use leaf_tests::{peer, skip::has_program};
 use serde_json::Value;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use crate::report::{Goal, Report};
 use crate::sink::Sink;
 use crate::storm::{BPFTRACE, storm};
-use crate::watch::agent;
+use crate::watch::{agent, agent_with};
 
 const EXECS: u32 = 5_000;
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -71,6 +72,38 @@ pub fn run(report: &mut Report) -> Result<()> {
         let other = of_peer.get(tracepoint).and_then(|id| mean(&|program| program["id"] == *id));
         let peers: Vec<_> = other.map(|time| ("bpftrace", time)).into_iter().collect();
         report.add(format!("program {ours}, mean run time"), "µs", own, Goal::AtMost(1.5), &peers);
+    }
+    agent.terminate(Duration::from_secs(20)).map(drop)
+}
+
+/// Our programs of the network room, and their goals, ns. The last two are on the
+/// way of single packets; only an option attaches them.
+const NETWORK: [(&str, Goal); 5] = [
+    ("state_btf", Goal::AtMost(300.0)),
+    ("answer_btf", Goal::None),
+    ("receive_btf", Goal::None),
+    ("send_btf", Goal::None),
+    ("drop_btf", Goal::None),
+];
+
+/// While nginx answers each request over a connection of its own, all options on.
+pub fn network(report: &mut Report) -> Result<()> {
+    ensure!(has_program("bpftool"), "no bpftool: run `cargo xtask setup --bench`");
+    let nginx = Nginx::start(2)?;
+    let sink = Sink::start()?;
+    let options = [("LEAF_NETWORK_UDP_FLOWS", "true"), ("LEAF_NETWORK_DNS", "events")];
+    let agent = agent_with(&sink, "network", &options)?;
+    let statistics = Statistics::on()?;
+    let load = nginx.load(3, true)?;
+    drop(statistics);
+    let programs = bpftool(&["prog", "show"])?;
+    for (name, goal) in NETWORK {
+        let program = programs.iter().find(|program| program["name"] == name);
+        let program = program.with_context(|| format!("{name} is not loaded"))?;
+        let (time, runs) = (program["run_time_ns"].as_f64().unwrap_or(0.0), program["run_cnt"].as_f64().unwrap_or(0.0));
+        let a_request = runs / load.requests as f64;
+        let what = format!("program {name}, mean run time ({a_request:.1} runs a connection)");
+        report.add(what, "ns", if runs > 0.0 { time / runs } else { 0.0 }, goal, &[]);
     }
     agent.terminate(Duration::from_secs(20)).map(drop)
 }

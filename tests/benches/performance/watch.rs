@@ -22,7 +22,13 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// An agent that sends to `sink`.
 pub fn agent(sink: &Sink, probes: &str) -> Result<AgentProcess> {
-    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", sink.endpoint.as_str())];
+    agent_with(sink, probes, &[])
+}
+
+/// The same with more in its environment.
+pub fn agent_with(sink: &Sink, probes: &str, more: &[(&str, &str)]) -> Result<AgentProcess> {
+    let endpoint = [("OTEL_EXPORTER_OTLP_ENDPOINT", sink.endpoint.as_str())];
+    let env = [&endpoint, more].concat();
     let mut agent = AgentProcess::start(&["run", "--probes", probes], &env)?;
     agent.wait_for_stderr("watching by", PATIENCE)?;
     Ok(agent)
