@@ -227,7 +227,7 @@ pub struct Dns {
 pub struct Asked {
     /// Boot clock, ns.
     pub time_ns: u64,
-    /// `uid` is 0.
+    /// `uid` is the process's own.
     pub owner: Owner,
 }
 
@@ -261,7 +261,7 @@ pub struct FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
-    /// The process; `uid` is 0.
+    /// The process; `uid` is its own.
     pub owner: Owner,
     /// Boot clock, ns: the first packet.
     pub begin_ns: u64,
@@ -275,7 +275,7 @@ pub struct Flow {
     pub sent_packets: u64,
     /// Packets received.
     pub received_packets: u64,
-    /// Inode number of the network namespace; 0 if only packets received were seen.
+    /// Inode number of the network namespace.
     pub namespace: u32,
     /// Not 0: the first packet that was seen was sent.
     pub sent_first: u32,
@@ -403,6 +403,11 @@ offsets! {
         sock_queued: Source::Member("sock", "sk_receive_queue.qlen"),
         sock_last_packet: Source::Member("sock", "sk_receive_queue.prev"),
         packet_head: Source::Member("sk_buff", "head"),
+        /// Where the packet's present layer begins.
+        packet_data: Source::Member("sk_buff", "data"),
+        packet_length: Source::Member("sk_buff", "len"),
+        /// Bytes of the length that are not behind `data`.
+        packet_fragments: Source::Member("sk_buff", "data_len"),
         packet_network: Source::Member("sk_buff", "network_header"),
         packet_transport: Source::Member("sk_buff", "transport_header"),
         /// A bit field before 5.6, which is no member of a byte offset.

@@ -197,8 +197,9 @@ fn announce(report: &RoomReport, settings: &config::Room) {
         let cause = report.refused.iter().chain(report.hooks.iter().flat_map(|hook| &hook.refused)).next();
         let cause = cause.map_or_else(String::new, |refusal| format!(" ({}; {})", refusal.cause, refusal.way_out));
         let period = settings.poll_interval;
+        let way = ROOMS.iter().find(|known| known.name == room).map_or("polling", |known| known.without_ebpf);
         tracing::warn!(
-            "{room}: no eBPF{cause}; looking at /proc every {period} instead, what lives shorter than that is not seen"
+            "{room}: no eBPF{cause}; {way} every {period} instead, what lives shorter than that is not seen"
         );
     } else {
         tracing::info!("{room}: watching by {}", report.source);

@@ -46,7 +46,8 @@ fn events(agent: AgentProcess, port: u16) -> Result<Vec<Value>> {
     for line in finished.stdout.lines() {
         let envelope: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
         assert_eq!(envelope["type"], "network", "{envelope}");
-        if envelope["data"]["dst_port"] == port {
+        // Troubles of a connection have no role.
+        if envelope["data"]["dst_port"] == port && !envelope["data"]["role"].is_null() {
             let mut data = envelope["data"].clone();
             data["timestamp"] = envelope["timestamp"].clone();
             events.push(data);
@@ -187,13 +188,19 @@ fn ends_that_are_no_ordinary_close_are_told_as_what_they_are() -> Result<()> {
         let (sent, received) = if role == "client" { (10, 0) } else { (0, 10) };
         assert_eq!((&closed["sent_bytes"], &closed["received_bytes"]), (&sent.into(), &received.into()), "{closed}");
     }
-    let attempts: Vec<_> = all.iter().filter(|event| event["dst_port"] == refused).collect();
+    let at_refused =
+        |kind: &str| all.iter().filter(|event| event["dst_port"] == refused && event["type"] == kind).collect();
+    let attempts: Vec<&Value> = at_refused("tcp_connect");
     assert_eq!(attempts.len(), 1, "{attempts:?}");
     assert_eq!(
         (&attempts[0]["type"], &attempts[0]["error"]),
         (&Value::from("tcp_connect"), &Value::from("ECONNREFUSED"))
     );
     assert_eq!(attempts[0]["pid"], std::process::id());
+    // Told as a trouble of this process, too.
+    let troubles: Vec<&Value> = at_refused("error.net");
+    assert_eq!(troubles.len(), 1, "{all:#?}");
+    assert_eq!((&troubles[0]["pid"], &troubles[0]["value"]), (&std::process::id().into(), &"ECONNREFUSED:1".into()));
     Ok(())
 }
 

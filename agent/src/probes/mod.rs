@@ -36,6 +36,8 @@ pub struct Descriptor {
     pub hooks: &'static [Hook],
     /// The kernel fields its programs read.
     pub sources: &'static [(&'static str, Source)],
+    /// What it does where there is no eBPF, as in `looking at /proc`.
+    pub without_ebpf: &'static str,
     /// The kernel's enums whose enumerators the room wants to name.
     pub enums: &'static [&'static str],
     /// What its object is told besides, from the configuration.

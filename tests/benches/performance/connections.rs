@@ -3,7 +3,7 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +11,7 @@ use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
 use leaf_tests::nginx::Nginx;
 use leaf_tests::place::{self, Folder};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use serde_json::Value;
 
 use crate::report::{Goal, Report};
@@ -95,7 +96,7 @@ pub fn lost(report: &mut Report) -> Result<()> {
     ensure!(records.len() as u64 == line.outcome("delivered"), "the receiver has {} of {line:?}", records.len());
     for kind in ["tcp_connect", "tcp_accept", "tcp_close"] {
         let expected = if kind == "tcp_close" { 2 * COUNT } else { COUNT };
-        let told = records.iter().filter(|record| record.event_name == kind).count();
+        let told = records.iter().filter(|record| record.event_name == kind && is_ours(record)).count();
         let missing = f64::from(expected) - told as f64;
         report.add(
             format!("{kind} lost of {expected} at {rate:.0} connections/s"),
@@ -112,19 +113,66 @@ pub fn lost(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Memory with many connections open at once.
+pub fn open(report: &mut Report) -> Result<()> {
+    /// Both ends are in the table. Several processes share them, for the limit on open files.
+    const PAIRS: usize = 50_000;
+    const PROCESSES: usize = 10;
+    let sink = Sink::start()?;
+    let agent = agent(&sink, "network")?;
+    let mut holders = Vec::new();
+    for _ in 0..PROCESSES {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_workload"));
+        command.arg("connections").arg((PAIRS / PROCESSES).to_string());
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        holder.stdout.take().context("piped")?.read_exact(&mut [0]).context("the connections were not made")?;
+        holders.push(holder);
+    }
+    // Past the first report of long connections.
+    std::thread::sleep(Duration::from_secs(33));
+    let memory = memory(agent.pid())?;
+    for mut holder in holders {
+        drop(holder.stdin.take());
+        ensure!(holder.wait()?.success(), "a holder of connections failed");
+    }
+    std::thread::sleep(SETTLE);
+    let finished = agent.terminate(PATIENCE)?;
+    let line = Line::of(&finished.stderr, "network events")?;
+    let records = sink.take()?;
+    let whole = |record: &&LogRecord| {
+        let has = |key: &str| record.attributes.iter().any(|attribute| attribute.key == key);
+        record.event_name == "tcp_close" && is_ours(record) && has("process.pid") && has("leaf.connection.duration")
+    };
+    let missing = 2.0 * PAIRS as f64 - records.iter().filter(whole).count() as f64;
+    report.add(format!("RSS with {} connections in the table", 2 * PAIRS), "MB", memory, Goal::AtMost(50.0), &[]);
+    report.add("of them closed without owner or begin, or lost", "", missing, Goal::AtMost(0.0), &[]);
+    let unsent = line.attempted - line.outcome("delivered") - line.outcome("filtered");
+    report.add("their events not delivered, by the ledger", "", unsent as f64, Goal::AtMost(0.0), &[]);
+    Ok(())
+}
+
+/// Whether a record is of one of our connections, and of nobody else's on this machine.
+fn is_ours(record: &LogRecord) -> bool {
+    let value = record.attributes.iter().find(|attribute| attribute.key == "destination.address");
+    value.is_some_and(|address| format!("{:?}", address.value).contains("127.0.1."))
+}
+
+/// Several, on addresses of their own: a port that was used for one is taken for a minute.
+fn listeners() -> Result<Vec<TcpListener>> {
+    let listener = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 1, last), 0));
+    Ok((1..=16).map(listener).collect::<Result<_, _>>()?)
+}
+
 /// Makes connections over loopback at a rate, each accepted, and closed by the client first.
 fn connect(count: u32, rate: u32) -> Result<()> {
-    /// Addresses to connect to: a port that was used for one is taken for a minute.
-    const ADDRESSES: u8 = 16;
-    let listeners: Vec<TcpListener> =
-        (1..=ADDRESSES).map(|last| TcpListener::bind((Ipv4Addr::new(127, 0, 1, last), 0))).collect::<Result<_, _>>()?;
+    let listeners = listeners()?;
     let begin = Instant::now();
     for number in 0..count {
         let due = Duration::from_secs_f64(f64::from(number) / f64::from(rate));
         if let Some(early) = due.checked_sub(begin.elapsed()) {
             std::thread::sleep(early);
         }
-        let listener = &listeners[(number % u32::from(ADDRESSES)) as usize];
+        let listener = &listeners[number as usize % listeners.len()];
         let client = TcpStream::connect(listener.local_addr()?)?;
         let (mut server, _) = listener.accept()?;
         drop(client);

@@ -26,7 +26,7 @@ static ALLOCATOR: allocator::Counting = allocator::Counting;
 /// A benchmark: its name on the command line, what it does.
 type Benchmark = (&'static str, fn(&mut Report) -> Result<()>);
 
-const BENCHMARKS: [Benchmark; 9] = [
+const BENCHMARKS: [Benchmark; 10] = [
     ("encode", encode::run),
     ("start", start::run),
     ("programs", programs::run),
@@ -34,6 +34,7 @@ const BENCHMARKS: [Benchmark; 9] = [
     ("lost", storm::lost),
     ("storm", storm::kept),
     ("connections-lost", connections::lost),
+    ("connections-open", connections::open),
     ("connections", connections::kept),
     ("transfer", connections::transfer),
 ];

@@ -3,17 +3,21 @@
 //! ends the process with the code; `workload storm N PROGRAM` starts a program N
 //! times as fast as it can, one after the other, and prints the nanoseconds it took;
 //! `workload hold-socket` takes a socket from its standard input, says so with a byte,
-//! waits until the sender has closed its own, and closes it.
+//! waits until the sender has closed its own, and closes it; `workload connections N`
+//! opens so many connections to itself, on addresses 127.0.1.x, says so with a byte, and
+//! closes them when its standard input ends.
 #![forbid(unsafe_code)]
 
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, exit};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +44,12 @@ fn main() {
             }
             println!("{}", start.elapsed().as_nanos());
         }
+        (Some("connections"), Some(count), ..) => {
+            if let Err(error) = hold_connections(count) {
+                eprintln!("{error}");
+                exit(1);
+            }
+        }
         (Some("hold-socket"), ..) => {
             if let Err(error) = hold_socket() {
                 eprintln!("{error}");
@@ -53,6 +63,21 @@ fn main() {
             exit(2);
         }
     }
+}
+
+fn hold_connections(count: u64) -> std::io::Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
+    let listener = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 1, last), 0));
+    let listeners: Vec<TcpListener> = (1..=16).map(listener).collect::<Result<_, _>>()?;
+    let mut pairs = Vec::new();
+    for listener in listeners.iter().cycle().take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        pairs.push((client, listener.accept()?.0));
+    }
+    std::io::stdout().write_all(b"!")?;
+    std::io::stdout().flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
 fn hold_socket() -> std::io::Result<()> {

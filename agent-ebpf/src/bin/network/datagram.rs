@@ -17,7 +17,7 @@ use agent_ebpf::{
     ring::{reserve, submit},
 };
 use aya_ebpf::{
-    helpers::generated::bpf_probe_read_kernel,
+    helpers::generated::{bpf_get_current_uid_gid, bpf_probe_read_kernel},
     macros::{btf_tracepoint, map},
     maps::{HashMap, LruHashMap, PerCpuArray},
     programs::BtfTracePointContext,
@@ -72,6 +72,8 @@ struct Packet {
     udp: u32,
     /// Where the payload begins.
     payload: *const u8,
+    /// Bytes of it that are there, and not in fragments elsewhere.
+    linear: u64,
 }
 
 /// A process has received something (6.3); the task is the receiver. Who sent it
@@ -137,7 +139,7 @@ pub fn send_btf(ctx: BtfTracePointContext) -> i32 {
     if constant!(OPTIONS.dns_events) != 0 && packet.destination_port == DOMAIN {
         let id = unsafe { Probed::read::<u16>(packet.payload, 0) }.unwrap_or(0);
         let query = Query { server: packet.destination, port: packet.source_port, id, reserved: 0 };
-        let _ = QUERIES.insert(query, Asked { time_ns: now(), owner: current_owner(0) }, 0);
+        let _ = QUERIES.insert(query, Asked { time_ns: now(), owner: current_owner(current_uid()) }, 0);
     }
     0
 }
@@ -179,6 +181,11 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
             _ => return None,
         };
         let udp = head.wrapping_add(usize::from(transport));
+        let payload = udp.wrapping_add(usize::from(UDP_HEADER));
+        let data: u64 = Typed::read(skb, constant!(OFFSETS.packet_data))?;
+        let all: u32 = Typed::read(skb, constant!(OFFSETS.packet_length))?;
+        let elsewhere: u32 = Typed::read(skb, constant!(OFFSETS.packet_fragments))?;
+        let end = data.wrapping_add(u64::from(all.wrapping_sub(elsewhere)));
         let [source_port, destination_port, length, checksum]: [u16; 4] = Probed::read(udp, 0)?;
         Some(Packet {
             source: core::mem::transmute::<[u64; 2], [u8; 16]>(source),
@@ -188,7 +195,8 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
             family,
             bytes: u16::from_be(length).saturating_sub(UDP_HEADER),
             udp: u32::from(length) << 16 | u32::from(checksum),
-            payload: udp.wrapping_add(usize::from(UDP_HEADER)),
+            payload,
+            linear: end.saturating_sub(payload as u64),
         })
     }
 }
@@ -213,8 +221,14 @@ unsafe fn is_counted(skb: *const u8, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
+fn current_uid() -> u32 {
+    // SAFETY: no arguments, no side effect.
+    (unsafe { bpf_get_current_uid_gid() }) as u32
+}
+
+#[inline(always)]
 fn count(ends: Ends, bytes: u64, is_sent: bool, namespace: u32) {
-    let owner = current_owner(0);
+    let owner = current_owner(current_uid());
     let key = FlowKey { pid: owner.pid, reserved: 0, ends };
     let time = now();
     let known = match FLOWS.get_ptr_mut(key) {
@@ -285,7 +299,9 @@ fn answer(packet: &Packet) -> Result<(), Unsent> {
         if let Some(known) = unsafe { QUERIES.get(query) } {
             asked = *known;
         }
-        admit(asked.owner.pid, asked.owner.uid, &asked.owner.comm, time)?;
+        // Nobody's user is not excluded.
+        let uid = if asked.owner.pid == 0 { u32::MAX } else { asked.owner.uid };
+        admit(asked.owner.pid, uid, &asked.owner.comm, time)?;
     }
     let mut record = reserve::<Dns>()?;
     let out = record.as_mut_ptr();
@@ -295,7 +311,8 @@ fn answer(packet: &Packet) -> Result<(), Unsent> {
         (*out).time_ns = time;
         (*out).asked = asked;
         (*out).ends = packet.ends(false);
-        let len = if usize::from(packet.bytes) > DNS_LEN { DNS_LEN } else { usize::from(packet.bytes) };
+        let len = if u64::from(packet.bytes) > packet.linear { packet.linear } else { packet.bytes.into() };
+        let len = if len > DNS_LEN as u64 { DNS_LEN } else { len as usize };
         let copied = bpf_probe_read_kernel((&raw mut (*out).payload).cast(), len as u32, packet.payload.cast());
         (*out).len = if copied == 0 { len as u32 } else { 0 };
     }

@@ -63,7 +63,7 @@ fn try_look(ctx: *const TaskFile) -> Option<()> {
     }
     let now_state: u8 = unsafe { Typed::read(tcp, constant!(OFFSETS.common_state)) }?;
     let asked = LOOK.get(0)?;
-    if now_state == state::LISTEN && asked.what != look::OWNERS {
+    if now_state == state::LISTEN && asked.what != look::OWNERS && asked.part == 0 {
         let owner = owner_of(task, uid(tcp));
         // SAFETY: as below. A socket of several processes is told several times.
         unsafe { write(meta, tcp, 0, None, &owner, now_state) }?;

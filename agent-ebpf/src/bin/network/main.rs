@@ -127,12 +127,22 @@ fn closed(sock: *const u8, before: u8) -> i32 {
         // Closed with a reset, by the task itself.
         own(sock, entry);
     }
+    if error != 0 {
+        // The socket is told of it only when its entry is gone.
+        trouble::count_error(error, sock, &entry_owner(entry));
+    }
     let result = account(tell(kind::CLOSED, sock, tcp, key, entry, before, now()));
     if let Some(entry) = entry {
         // SAFETY: an array's value lives as long as the map. Free from here on.
         unsafe { core::ptr::write_volatile(&raw mut (*entry).key, 0) };
     }
     result
+}
+
+#[inline(always)]
+fn entry_owner(entry: Option<*mut Connection>) -> Owner {
+    // SAFETY: an array's value lives as long as the map.
+    entry.map_or(Owner::default(), |entry| unsafe { (*entry).owner })
 }
 
 /// Sends a record, unless filtered or over the rate.

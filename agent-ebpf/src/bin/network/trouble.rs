@@ -8,7 +8,7 @@ use crate::{
 };
 use agent_common::{
     ABSENT,
-    network::{Ends, Owner, Trouble, TroubleKey, trouble},
+    network::{Ends, Owner, Trouble, TroubleKey, state, trouble},
 };
 use agent_ebpf::{
     constant,
@@ -72,11 +72,20 @@ pub fn error_btf(ctx: BtfTracePointContext) -> i32 {
     if error == 0 {
         return 0;
     }
-    // Its ends are an example: those of one process are counted together.
-    let owner = owner(cookie(sock));
-    let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), 1, &interface, sock, &owner);
+    let now_state: u8 = unsafe { Typed::read(sock, constant!(OFFSETS.common_state)) }.unwrap_or(0);
+    // One that has ended was counted by its last change of state, with its owner.
+    if now_state == state::CLOSE && !tcp_sock(sock).is_null() {
+        return 0;
+    }
+    count_error(error, sock, &owner(cookie(sock)));
     0
+}
+
+/// The ends are an example: the errors of one process are counted together.
+#[inline(always)]
+pub fn count_error(error: i32, sock: *const u8, owner: &Owner) {
+    let interface = unsafe { interface_of_socket(sock) };
+    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), 1, &interface, sock, owner);
 }
 
 /// A packet is dropped, since the socket's receive queue is full (3.0).

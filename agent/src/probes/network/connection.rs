@@ -60,6 +60,8 @@ pub struct Errno(pub i32);
 impl Errno {
     /// Given up by the process itself.
     pub const ECANCELED: Self = Self(125);
+    /// No local port is free.
+    pub const EADDRNOTAVAIL: Self = Self(99);
     const EPIPE: i32 = 32;
     const ECONNRESET: i32 = 104;
     const ECONNREFUSED: i32 = 111;
@@ -221,6 +223,8 @@ impl<'a> Connection<'a> {
         }
         let error = Errno(self.tcp.error);
         match (self.tcp.state, self.tcp.error) {
+            // `inet_hash_connect` has found no port for it.
+            (state::SYN_SENT, 0) if self.tcp.ends.local_port == 0 => End::Failed(Errno::EADDRNOTAVAIL),
             (state::SYN_SENT, 0) => End::Failed(Errno::ECANCELED),
             (state::SYN_SENT, _) => End::Failed(error),
             (state::FIN_WAIT2 | state::CLOSING | state::TIME_WAIT, 0) => End::ByUs,
@@ -279,7 +283,10 @@ mod tests {
     fn the_last_state_and_the_error_tell_the_end() {
         let end = |state, error| Connection::new(&closed(state, error), |_, _| false).end_of();
         assert_eq!(end(state::SYN_SENT, 111), End::Failed(Errno(111)));
-        assert_eq!(end(state::SYN_SENT, 0), End::Failed(Errno::ECANCELED));
+        assert_eq!(end(state::SYN_SENT, 0), End::Failed(Errno::EADDRNOTAVAIL));
+        let mut given_up = closed(state::SYN_SENT, 0);
+        given_up.ends.local_port = 40_000;
+        assert_eq!(Connection::new(&given_up, |_, _| false).end_of(), End::Failed(Errno::ECANCELED));
         assert_eq!(end(state::FIN_WAIT2, 0), End::ByUs);
         assert_eq!(end(state::CLOSING, 0), End::ByUs);
         assert_eq!(end(state::LAST_ACK, 0), End::ByPeer);

@@ -18,7 +18,10 @@ use crate::{
     },
     probes::Output,
 };
-use agent_common::network::{self as wire, Counts, Dns, Look, Owner, Tcp, look, missing, state};
+use agent_common::{
+    Unsent,
+    network::{self as wire, Counts, Dns, Look, Owner, Tcp, look, missing, state},
+};
 
 impl NetworkRoom {
     pub(super) fn on_opened(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
@@ -102,9 +105,13 @@ impl NetworkRoom {
         let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
         let clock = node.clock;
         let whose = whose(tcp, slot, &connection, node);
-        total(&mut self.traffic, tcp, &whose).moved(&connection, &news);
-        moved(&mut self.bandwidth, tcp, &whose, &news);
-        if out.admit(self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns)) {
+        let outcome = self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns);
+        // What is over the rate is counted; what is excluded is not.
+        if outcome != Err(Unsent::Filtered) {
+            total(&mut self.traffic, tcp, &whose).moved(&connection, &news);
+            moved(&mut self.bandwidth, tcp, &whose, &news);
+        }
+        if out.admit(outcome) {
             otel::flow(&connection, news, &whose, &clock, &mut self.texts, out);
         }
     }

@@ -91,6 +91,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         },
     ],
     sources: Offsets::SOURCES,
+    without_ebpf: "asking for all sockets",
     enums: &[DROP_REASONS],
     tuning: |config| config.network.tuning(),
     new: |config| Box::new(NetworkRoom::new(config)),

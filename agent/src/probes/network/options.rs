@@ -10,7 +10,7 @@ use zerocopy::IntoBytes as _;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Connections that the kernel's table holds, 96 bytes each.
+    /// Connections that the kernel's table holds, 104 bytes each.
     pub connections: u32,
     /// Time between two reports of a connection that lives long.
     pub report_interval: Period,

@@ -217,7 +217,8 @@ pub fn bandwidth(rate: &Rate, process: Option<&Process>, time: u64, out: &mut Ou
     out.log(&event, |attributes| {
         attributes.text(key::EVENT_TYPE, NAME);
         attributes.text(key::ENTITY_ID, &rate.entity);
-        attributes.double(key::EVENT_VALUE, rate.mbit_s);
+        // To the bit a second.
+        attributes.double(key::EVENT_VALUE, (rate.mbit_s * 1e6).round() / 1e6);
         if rate.pid == 0 {
             attributes.text(key::INTERFACE_NAME, &rate.entity);
         } else {

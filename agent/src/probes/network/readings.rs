@@ -13,7 +13,10 @@ use crate::{
     kernel::programs::{LookError, Programs},
     probes::Output,
 };
-use agent_common::network::{Flow, FlowKey, Look, Owner, Tcp, Trouble, TroubleKey, look, state};
+use agent_common::{
+    Unsent,
+    network::{Flow, FlowKey, Look, Owner, Tcp, Trouble, TroubleKey, look, state},
+};
 use std::time::Instant;
 
 /// Keys and values of [`TROUBLES`] and [`FLOWS`] as words, which are all that maps know.
@@ -56,14 +59,13 @@ impl NetworkRoom {
             let container = process.and_then(|process| process.cgroup.as_ref()?.container.as_ref());
             let container = container.map_or("", |container| &container.id);
             let comm = process.map_or("", |process| &process.comm);
-            self.traffic.of(comm, container).flowed(&news.flow);
-            self.bandwidth.moved(owner.pid, comm, news.flow.sent_bytes + news.flow.received_bytes);
-            if out.admit(self.admission.admit(
-                owner.pid,
-                process.map_or(0, |process| process.uid),
-                until_nul(&owner.comm),
-                now,
-            )) {
+            let uid = if owner.pid == 0 { u32::MAX } else { owner.uid };
+            let outcome = self.admission.admit(owner.pid, uid, until_nul(&owner.comm), now);
+            if outcome != Err(Unsent::Filtered) {
+                self.traffic.of(comm, container).flowed(&news.flow);
+                self.bandwidth.moved(owner.pid, comm, news.flow.sent_bytes + news.flow.received_bytes);
+            }
+            if out.admit(outcome) {
                 otel::udp_flow(&news, &whose, &clock, &mut self.texts, out);
             }
         }
@@ -138,12 +140,15 @@ impl NetworkRoom {
             .map(|(key, value): (KeyWords, TroubleWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
             .collect();
         let (news, idle) = self.troubles.news(&entries);
-        let time = node.clock.unix(Clock::boot_now());
+        let now_ns = Clock::boot_now();
+        let time = node.clock.unix(now_ns);
         let mut value = String::new();
         for news in news {
             let reason = programs.name_of(DROP_REASONS, news.key.code);
             let Owner { pid, uid, comm, .. } = news.trouble.owner;
-            if news.value(reason, &mut value) && out.admit(self.admission.admit(pid, uid, until_nul(&comm), time)) {
+            if news.value(reason, &mut value)
+                && out.admit(self.admission.admit(pid, if pid == 0 { u32::MAX } else { uid }, until_nul(&comm), now_ns))
+            {
                 let process = Some(pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
                 otel::trouble(&news, &value, process, time, &mut self.texts, out);
             }

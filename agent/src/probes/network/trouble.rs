@@ -6,8 +6,8 @@ use agent_common::network::{Trouble, TroubleKey, trouble};
 use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
 
-/// Reasons that say nothing: the kernel's code gives none.
-const NO_REASON: [&str; 3] = ["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED"];
+/// Reasons of no trouble: none is given, or a socket was closed with something in its queue.
+const NO_REASON: [&str; 4] = ["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "QUEUE_PURGE"];
 const REASON: &str = "SKB_DROP_REASON_";
 /// Of `SKB_CONSUMED`.
 const PACKET: &str = "SKB_";

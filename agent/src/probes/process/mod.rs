@@ -65,6 +65,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         },
     ],
     sources: Offsets::SOURCES,
+    without_ebpf: "looking at /proc",
     enums: &[],
     tuning: |_| Tuning::default(),
     new: |config| Box::new(ProcessRoom::new(config)),
