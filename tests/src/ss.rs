@@ -58,13 +58,10 @@ fn parse(line: &str) -> Result<Socket> {
     let (local, peer) = (words.next().context(line.to_owned())?, words.next().context(line.to_owned())?);
     let mut socket =
         Socket { local: local.to_owned(), peer: peer.to_owned(), pids: Vec::new(), fields: BTreeMap::new() };
-    for word in words {
-        if let Some(users) = word.strip_prefix("users:") {
-            let pids = users.split("pid=").skip(1).filter_map(|rest| rest.split(',').next()?.parse().ok());
-            socket.pids = pids.collect();
-        } else if let Some((name, value)) = word.split_once(':') {
-            socket.fields.insert(name.to_owned(), value.to_owned());
-        }
+    // A command name may hold spaces: the processes are not one word.
+    socket.pids = line.split("pid=").skip(1).filter_map(|rest| rest.split(',').next()?.parse().ok()).collect();
+    for (name, value) in words.filter_map(|word| word.split_once(':')) {
+        socket.fields.insert(name.to_owned(), value.to_owned());
     }
     Ok(socket)
 }

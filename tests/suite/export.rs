@@ -121,7 +121,7 @@ fn run(answers: &[Answer], env: &[(&str, &str)]) -> Result<(Receiver, Finished)>
         ("LEAF_ROOMS_PROCESS_POLL_INTERVAL", "20ms"),
     ];
     all.extend_from_slice(env);
-    let mut agent = AgentProcess::start(&["run"], &all)?;
+    let mut agent = AgentProcess::start(&["run", "--probes", "process"], &all)?;
     agent.wait_for_stderr("process: ", PATIENCE)?;
     for _ in 0..10 {
         assert!(Command::new("/bin/sleep").arg("0.05").status()?.success());
