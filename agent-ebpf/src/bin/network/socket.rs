@@ -3,6 +3,7 @@
 use crate::OFFSETS;
 use agent_common::network::{Connection, Counts, Ends, Owner, Tcp, missing, role};
 use agent_ebpf::{
+    admit::SETTINGS,
     constant,
     memory::{Memory as _, Typed},
 };
@@ -174,7 +175,8 @@ pub fn own(sock: *const u8, entry: *mut Connection) {
     let owner = current_owner(uid(sock));
     // SAFETY: an array's value lives as long as the map.
     unsafe {
-        if owner.pid != 0 {
+        // A look holds each file for a moment: whose last user closes it then, the agent closes.
+        if owner.pid != 0 && owner.pid != constant!(SETTINGS.agent_pid) {
             (*entry).owner = owner;
         }
     }
