@@ -45,6 +45,14 @@ pub mod state {
     pub const NEW_SYN_RECV: u8 = 12;
 }
 
+/// Address families, as in `<sys/socket.h>`.
+pub mod family {
+    /// `AF_INET`
+    pub const INET: u16 = 2;
+    /// `AF_INET6`
+    pub const INET6: u16 = 10;
+}
+
 /// Which end of a connection a socket is.
 pub mod role {
     /// The table did not hold the connection, or it is older than the agent.
@@ -89,6 +97,22 @@ pub struct Owner {
     pub uid: u32,
     /// Command name of the process, NUL-terminated.
     pub comm: [u8; COMM_LEN],
+}
+
+impl Owner {
+    /// Itself, if it is a process.
+    #[inline(always)]
+    #[must_use]
+    pub fn known(&self) -> Option<&Self> {
+        if self.pid == 0 { None } else { Some(self) }
+    }
+
+    /// The user to ask a filter for: nobody's is not excluded.
+    #[inline(always)]
+    #[must_use]
+    pub fn filtered_uid(&self) -> u32 {
+        if self.pid == 0 { u32::MAX } else { self.uid }
+    }
 }
 
 /// What went over a connection, as its socket counts.
@@ -145,7 +169,7 @@ pub struct Bucket {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ends {
-    /// `AF_INET` (2) or `AF_INET6` (10).
+    /// One of [`family`].
     pub family: u16,
     /// Host byte order.
     pub local_port: u16,

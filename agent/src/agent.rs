@@ -90,7 +90,7 @@ impl Agent {
             ROOMS.iter().copied().filter(|room| config.probes.iter().any(|name| name == room.name)).collect();
         let kernel = Kernel::read(&rooms);
         let (mut reports, mut ledgers, mut running) = (Vec::new(), Vec::new(), Vec::new());
-        for room in rooms {
+        for &room in &rooms {
             let settings = config.room(room.name);
             let (report, attached) = attach::attach(&kernel, room, &settings, &(room.tuning)(config));
             let way = match attached {
@@ -131,8 +131,8 @@ impl Agent {
             running.room.begin(&mut node, running.way.programs());
         }
         // Said only now: whatever happens from here on is seen, on /proc too.
-        for report in &reports {
-            announce(report, &config.room(report.room));
+        for (room, report) in rooms.iter().zip(&reports) {
+            announce(report, &config.room(room.name), room.without_ebpf);
         }
         if node.proc.is_none() {
             tracing::warn!(
@@ -182,7 +182,7 @@ impl Agent {
 }
 
 /// Says how a room's events come about, and what was refused on the way.
-fn announce(report: &RoomReport, settings: &config::Room) {
+fn announce(report: &RoomReport, settings: &config::Room, way: &str) {
     let room = report.room;
     for refusal in report.hooks.iter().flat_map(|hook| &hook.refused).chain(&report.refused) {
         let Refusal { rung, target, cause, way_out } = refusal;
@@ -197,7 +197,6 @@ fn announce(report: &RoomReport, settings: &config::Room) {
         let cause = report.refused.iter().chain(report.hooks.iter().flat_map(|hook| &hook.refused)).next();
         let cause = cause.map_or_else(String::new, |refusal| format!(" ({}; {})", refusal.cause, refusal.way_out));
         let period = settings.poll_interval;
-        let way = ROOMS.iter().find(|known| known.name == room).map_or("polling", |known| known.without_ebpf);
         tracing::warn!(
             "{room}: no eBPF{cause}; {way} every {period} instead, what lives shorter than that is not seen"
         );

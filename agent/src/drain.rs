@@ -345,10 +345,10 @@ fn events_metric(events: &Reading) -> Metric {
 }
 
 fn notes_metric(lost: u64) -> Metric {
-    Metric {
-        name: "leaf.notes.lost",
-        unit: "{record}",
-        description: "Records that are no events, as the path of a new control group, and found no space in the ring",
-        data: Data::Counter(vec![(Vec::new(), lost)]),
-    }
+    Metric::count(
+        "leaf.notes.lost",
+        "{record}",
+        "Records that are no events, as the path of a new control group, and found no space in the ring",
+        lost,
+    )
 }

@@ -37,7 +37,7 @@ pub struct Load {
 }
 
 impl Nginx {
-    /// Starts a master with `workers` workers that share one listening socket each its own
+    /// Starts a master with `workers` workers that each have a listening socket of their own
     /// (`SO_REUSEPORT`) and serve one small page.
     ///
     /// # Errors

@@ -18,7 +18,6 @@ const PAGE: usize = 64 * 1024;
 /// Loaded and attached programs: dropping them detaches.
 pub struct Programs {
     ebpf: Ebpf,
-    page: Vec<u64>,
     names: Names,
 }
 
@@ -52,7 +51,7 @@ impl Programs {
     /// Programs that are attached already.
     #[must_use]
     pub fn new(ebpf: Ebpf, names: Names) -> Self {
-        Self { ebpf, page: Vec::new(), names }
+        Self { ebpf, names }
     }
 
     /// Name of a value of a kernel enum that the room has asked for.
@@ -131,8 +130,9 @@ impl Programs {
         let iterator: &mut Iter = iterator.try_into()?;
         let link = iterator.attach()?;
         let mut file = iterator.take_link(link)?.into_file()?;
-        self.page.resize(PAGE / 8, 0);
-        let page = self.page.as_mut_bytes();
+        // Not kept: looks are rare, and it is as large as the rest of a small agent's heap.
+        let mut page = vec![0u64; PAGE / 8];
+        let page = page.as_mut_bytes();
         let mut filled = 0;
         loop {
             let read = file.read(&mut page[filled..])?;
@@ -145,8 +145,6 @@ impl Programs {
             page.copy_within(whole..filled, 0);
             filled -= whole;
         }
-        // Looks are rare, and the page is as large as the rest of a small agent's heap.
-        self.page = Vec::new();
         Ok(())
     }
 }

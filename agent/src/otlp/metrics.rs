@@ -30,6 +30,14 @@ pub struct Metric {
     pub data: Data,
 }
 
+impl Metric {
+    /// A counter of one series without attributes.
+    #[must_use]
+    pub fn count(name: &'static str, unit: &'static str, description: &'static str, value: u64) -> Self {
+        Self { name, unit, description, data: Data::Counter(vec![(Labels::new(), value)]) }
+    }
+}
+
 /// What kind of instrument it is, and its series.
 pub enum Data {
     /// Only grows.

@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod network;
 pub mod process;
+pub mod record;
 
 use crate::{
     config::Config,

@@ -8,7 +8,7 @@ use crate::{
 };
 use agent_common::{
     Unsent,
-    network::{Asked, DNS_LEN, Dns, Ends, Flow, FlowKey, Query, kind},
+    network::{Asked, DNS_LEN, Dns, Ends, Flow, FlowKey, Query, family, kind},
 };
 use agent_ebpf::{
     admit::{account, admit, note, now},
@@ -43,9 +43,6 @@ static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
 const UDP: u8 = 17;
 /// Port of name servers.
 const DOMAIN: u16 = 53;
-/// `AF_INET`, `AF_INET6`
-const INET: u16 = 2;
-const INET6: u16 = 10;
 /// Length of a UDP header.
 const UDP_HEADER: u16 = 8;
 
@@ -161,7 +158,7 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
         let network: u16 = Typed::read(skb, constant!(OFFSETS.packet_network))?;
         let transport: u16 = Typed::read(skb, constant!(OFFSETS.packet_transport))?;
         let ip = head.wrapping_add(usize::from(network));
-        let (family, source, destination) = match Probed::read::<u8>(ip, 0)? >> 4 {
+        let (of, source, destination) = match Probed::read::<u8>(ip, 0)? >> 4 {
             4 => {
                 let header: [u32; 5] = Probed::read(ip, 0)?;
                 let [_, fragment, protocol, source, destination] = header;
@@ -169,14 +166,14 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
                 if u32::from_be(fragment) & 0x1fff != 0 || (u32::from_be(protocol) >> 16) as u8 != UDP {
                     return None;
                 }
-                (INET, address4(source), address4(destination))
+                (family::INET, address4(source), address4(destination))
             }
             6 => {
                 // Extension headers are not followed.
                 if Probed::read::<u8>(ip, 6)? != UDP {
                     return None;
                 }
-                (INET6, Probed::read(ip, 8)?, Probed::read(ip, 24)?)
+                (family::INET6, Probed::read(ip, 8)?, Probed::read(ip, 24)?)
             }
             _ => return None,
         };
@@ -192,7 +189,7 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
             destination: core::mem::transmute::<[u64; 2], [u8; 16]>(destination),
             source_port: u16::from_be(source_port),
             destination_port: u16::from_be(destination_port),
-            family,
+            family: of,
             bytes: u16::from_be(length).saturating_sub(UDP_HEADER),
             udp: u32::from(length) << 16 | u32::from(checksum),
             payload,
@@ -299,9 +296,7 @@ fn answer(packet: &Packet) -> Result<(), Unsent> {
         if let Some(known) = unsafe { QUERIES.get(query) } {
             asked = *known;
         }
-        // Nobody's user is not excluded.
-        let uid = if asked.owner.pid == 0 { u32::MAX } else { asked.owner.uid };
-        admit(asked.owner.pid, uid, &asked.owner.comm, time)?;
+        admit(asked.owner.pid, asked.owner.filtered_uid(), &asked.owner.comm, time)?;
     }
     let mut record = reserve::<Dns>()?;
     let out = record.as_mut_ptr();

@@ -129,7 +129,7 @@ fn closed(sock: *const u8, before: u8) -> i32 {
     }
     if error != 0 {
         // The socket is told of it only when its entry is gone.
-        trouble::count_error(error, sock, &entry_owner(entry));
+        trouble::count_error(error, sock, &owner_in(entry, sock));
     }
     let result = account(tell(kind::CLOSED, sock, tcp, key, entry, before, now()));
     if let Some(entry) = entry {
@@ -139,10 +139,14 @@ fn closed(sock: *const u8, before: u8) -> i32 {
     result
 }
 
+/// The owner that the table knows; without an entry only the user is known.
 #[inline(always)]
-fn entry_owner(entry: Option<*mut Connection>) -> Owner {
-    // SAFETY: an array's value lives as long as the map.
-    entry.map_or(Owner::default(), |entry| unsafe { (*entry).owner })
+fn owner_in(entry: Option<*mut Connection>, sock: *const u8) -> Owner {
+    match entry {
+        // SAFETY: an array's value lives as long as the map.
+        Some(entry) => unsafe { (*entry).owner },
+        None => Owner { uid: uid(sock), ..Owner::default() },
+    }
 }
 
 /// Sends a record, unless filtered or over the rate.
@@ -156,11 +160,7 @@ fn tell(
     before: u8,
     now: u64,
 ) -> Result<(), Unsent> {
-    let owner = match entry {
-        // SAFETY: an array's value lives as long as the map.
-        Some(entry) => unsafe { (*entry).owner },
-        None => Owner { start_ns: 0, pid: 0, uid: uid(sock), comm: [0; 16] },
-    };
+    let owner = owner_in(entry, sock);
     admit(owner.pid, owner.uid, &owner.comm, now)?;
     let mut record = reserve::<Tcp>()?;
     // SAFETY: a reserved record of this size; `describe` writes every field.

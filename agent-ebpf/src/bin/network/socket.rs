@@ -1,7 +1,7 @@
 //! What a socket says: who it is, whose, and what went over it.
 
 use crate::OFFSETS;
-use agent_common::network::{Connection, Counts, Ends, Owner, Tcp, missing, role};
+use agent_common::network::{Connection, Counts, Ends, Owner, Tcp, family, missing, role};
 use agent_ebpf::{
     admit::SETTINGS,
     constant,
@@ -9,8 +9,6 @@ use agent_ebpf::{
 };
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 
-/// `AF_INET`
-const INET: u16 = 2;
 /// `PF_KTHREAD`, include/linux/sched.h
 const KERNEL_THREAD: u32 = 0x0020_0000;
 
@@ -100,10 +98,10 @@ pub unsafe fn describe(
 #[inline(always)]
 pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
     unsafe {
-        let family: u16 = Typed::read(sock, constant!(OFFSETS.common_family))?;
+        let of: u16 = Typed::read(sock, constant!(OFFSETS.common_family))?;
         let local_port: u16 = Typed::read(sock, constant!(OFFSETS.common_local_port))?;
         let remote_port: u16 = Typed::read(sock, constant!(OFFSETS.common_remote_port))?;
-        let (local, remote): ([u64; 2], [u64; 2]) = if family == INET {
+        let (local, remote): ([u64; 2], [u64; 2]) = if of == family::INET {
             (
                 address4(Typed::read(sock, constant!(OFFSETS.common_local4))?),
                 address4(Typed::read(sock, constant!(OFFSETS.common_remote4))?),
@@ -115,7 +113,7 @@ pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
             )
         };
         Some(Ends {
-            family,
+            family: of,
             local_port,
             remote_port: u16::from_be(remote_port),
             reserved: 0,
@@ -192,7 +190,7 @@ pub fn current_owner(uid: u32) -> Owner {
 
 #[inline(always)]
 pub fn owner_of(task: *const u8, uid: u32) -> Owner {
-    let mut owner = Owner { start_ns: 0, pid: 0, uid, comm: [0; 16] };
+    let mut owner = Owner { uid, ..Owner::default() };
     unsafe {
         let flags: u32 = Typed::read(task, constant!(OFFSETS.task_flags)).unwrap_or(0);
         if flags & KERNEL_THREAD != 0 {

@@ -154,7 +154,7 @@ impl<'a> Connection<'a> {
     /// The owner, if it is known.
     #[must_use]
     pub fn owner(&self) -> Option<&'a Owner> {
-        Some(&self.tcp.owner).filter(|owner| owner.pid != 0)
+        self.tcp.owner.known()
     }
 
     /// Boot clock, ns: connect() or accept; the record's own time where it is not known.

@@ -1,13 +1,8 @@
 //! Bytes from the ring, or from a look -> a checked event, borrowed from them.
 
-use crate::probes::Malformed;
-use agent_common::network::{Dns, Ends, Tcp, kind};
+use crate::probes::{Malformed, record};
+use agent_common::network::{Dns, Ends, Tcp, family, kind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use zerocopy::{FromBytes, Immutable, KnownLayout};
-
-/// `AF_INET` and `AF_INET6`
-const INET: u16 = 2;
-const INET6: u16 = 10;
 
 /// A record of the network room.
 #[derive(Clone, Copy, Debug)]
@@ -28,17 +23,14 @@ pub enum Event<'a> {
 /// [`Malformed`] if the size or the kind is not that of a record, the address
 /// family is neither IPv4 nor IPv6, or a length is longer than its field.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
-    let kind = bytes.first_chunk().map(|b| u32::from_ne_bytes(*b)).ok_or(Malformed::Size(bytes.len()))?;
-    match kind {
+    match record::kind(bytes)? {
         kind::OPENED => Ok(Event::Opened(tcp(bytes)?)),
         kind::CLOSED => Ok(Event::Closed(tcp(bytes)?)),
         kind::ALIVE => Ok(Event::Alive(tcp(bytes)?)),
         kind::DNS => {
-            let dns: &Dns = record(bytes)?;
+            let dns: &Dns = record::of(bytes)?;
             check_family(&dns.ends)?;
-            if dns.len as usize > dns.payload.len() {
-                return Err(Malformed::Length("payload", dns.len));
-            }
+            record::check_len("payload", dns.len, dns.payload.len())?;
             Ok(Event::Dns(dns))
         }
         unknown => Err(Malformed::Kind(unknown)),
@@ -46,26 +38,22 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
 }
 
 fn tcp(bytes: &[u8]) -> Result<&Tcp, Malformed> {
-    let tcp: &Tcp = record(bytes)?;
+    let tcp: &Tcp = record::of(bytes)?;
     check_family(&tcp.ends)?;
     Ok(tcp)
 }
 
-fn record<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<&T, Malformed> {
-    T::ref_from_bytes(bytes).map_err(|_| Malformed::Size(bytes.len()))
-}
-
 fn check_family(ends: &Ends) -> Result<(), Malformed> {
     match ends.family {
-        INET | INET6 => Ok(()),
+        family::INET | family::INET6 => Ok(()),
         other => Err(Malformed::Value("address family", other.into())),
     }
 }
 
 /// An address of a record; one that is IPv4 inside IPv6 is IPv4.
 #[must_use]
-pub fn address(family: u16, bytes: [u8; 16]) -> IpAddr {
-    if family == INET {
+pub fn address(of: u16, bytes: [u8; 16]) -> IpAddr {
+    if of == family::INET {
         let [a, b, c, d, ..] = bytes;
         return IpAddr::V4(Ipv4Addr::new(a, b, c, d));
     }
@@ -80,7 +68,7 @@ mod tests {
 
     fn tcp(kind: u32) -> Tcp {
         let mut tcp = Tcp::new_zeroed();
-        (tcp.kind, tcp.ends.family) = (kind, INET);
+        (tcp.kind, tcp.ends.family) = (kind, family::INET);
         tcp
     }
 
@@ -106,11 +94,11 @@ mod tests {
     #[test]
     fn a_mapped_address_is_the_ipv4_address_that_it_maps() {
         let mapped = "::ffff:192.0.2.7".parse::<Ipv6Addr>().expect("an address");
-        assert_eq!(address(INET6, mapped.octets()).to_string(), "192.0.2.7");
-        assert_eq!(address(INET6, Ipv6Addr::LOCALHOST.octets()).to_string(), "::1");
+        assert_eq!(address(family::INET6, mapped.octets()).to_string(), "192.0.2.7");
+        assert_eq!(address(family::INET6, Ipv6Addr::LOCALHOST.octets()).to_string(), "::1");
         let mut four = [0; 16];
         four[..4].copy_from_slice(&[192, 0, 2, 7]);
-        assert_eq!(address(INET, four).to_string(), "192.0.2.7");
+        assert_eq!(address(family::INET, four).to_string(), "192.0.2.7");
     }
 
     proptest! {

@@ -20,10 +20,15 @@ use crate::{
 };
 use agent_common::{
     Unsent,
-    network::{self as wire, Counts, Dns, Look, Owner, Tcp, look, missing, state},
+    network::{self as wire, Dns, Look, Owner, Tcp, look, missing, state},
 };
+use std::net::IpAddr;
 
 impl NetworkRoom {
+    fn connection<'a>(&self, tcp: &'a Tcp) -> Connection<'a> {
+        Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)))
+    }
+
     pub(super) fn on_opened(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
         if tcp.role == wire::role::SERVER && tcp.owner.pid == 0 {
             if let Some(tcp) = self.accepted.wait(*tcp, self.now) {
@@ -36,17 +41,16 @@ impl NetworkRoom {
 
     /// An accept whose owner is known only now is measured by the filters only now.
     pub(super) fn tell_opened(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
-        let connection = Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)));
+        let connection = self.connection(tcp);
         if connection.role == Role::Server && self.admission.excludes(tcp.owner.pid, tcp.owner.uid, comm(tcp)) {
             return out.filtered();
         }
-        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
         let clock = node.clock;
-        let whose = whose(tcp, slot, &connection, node);
+        let whose = whose_connection(&connection, node, &mut self.redactor);
         if connection.role == Role::Client {
             self.pairs.note(&connection, whose.span);
         }
-        total(&mut self.traffic, tcp, &whose).opened(&connection);
+        total(&mut self.traffic, &tcp.owner, &whose).opened(&connection);
         otel::opened(&connection, &whose, &clock, &mut self.texts, out);
     }
 
@@ -57,16 +61,15 @@ impl NetworkRoom {
         if tcp.missing & missing::ENTRY != 0 {
             self.traffic.not_held();
         }
-        let connection = Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)));
-        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
+        let connection = self.connection(tcp);
         let clock = node.clock;
-        let whose = whose(tcp, slot, &connection, node);
+        let whose = whose_connection(&connection, node, &mut self.redactor);
         let end = connection.end_of();
-        let total = total(&mut self.traffic, tcp, &whose);
+        let total = total(&mut self.traffic, &tcp.owner, &whose);
         total.closed(&connection, end);
         if let Some(news) = connection.news() {
             total.moved(&connection, &news);
-            moved(&mut self.bandwidth, tcp, &whose, &news);
+            moved(&mut self.bandwidth, &tcp.owner, &whose, news.sent_bytes + news.received_bytes);
         }
         match end {
             End::Failed(error) => otel::failed(&connection, error, &whose, &clock, &mut self.texts, out),
@@ -98,18 +101,17 @@ impl NetworkRoom {
 
     /// Tells what went over a connection since it was last told of, if anything did.
     pub(super) fn tell_news(&mut self, tcp: &Tcp, node: &mut Node, out: &mut Output) {
-        let connection = Connection::new(tcp, |namespace, port| self.listening.contains(&(namespace, port)));
+        let connection = self.connection(tcp);
         let Some(news) = connection.news().filter(|news| news.sent_packets > 0 || news.received_packets > 0) else {
             return;
         };
-        let slot = process(&tcp.owner, tcp.time_ns, node, &mut self.redactor);
         let clock = node.clock;
-        let whose = whose(tcp, slot, &connection, node);
+        let whose = whose_connection(&connection, node, &mut self.redactor);
         let outcome = self.admission.admit(tcp.owner.pid, tcp.owner.uid, comm(tcp), tcp.time_ns);
         // What is over the rate is counted; what is excluded is not.
         if outcome != Err(Unsent::Filtered) {
-            total(&mut self.traffic, tcp, &whose).moved(&connection, &news);
-            moved(&mut self.bandwidth, tcp, &whose, &news);
+            total(&mut self.traffic, &tcp.owner, &whose).moved(&connection, &news);
+            moved(&mut self.bandwidth, &tcp.owner, &whose, news.sent_bytes + news.received_bytes);
         }
         if out.admit(outcome) {
             otel::flow(&connection, news, &whose, &clock, &mut self.texts, out);
@@ -123,19 +125,17 @@ impl NetworkRoom {
             None => self.dns_unreadable += 1,
         }
         if self.options.dns == DnsOption::Events {
-            let slot = process(&record.asked.owner, record.time_ns, node, &mut self.redactor);
-            let process = slot.map(|slot| node.processes.get(slot));
-            let span = process.map(|process| process.span).unwrap_or_default();
-            let whose = Whose { process, cgroup: None, span, server: None };
-            otel::dns_query(record, answer.as_ref(), &whose, &node.clock, &mut self.texts, out);
+            let clock = node.clock;
+            let whose = whose(&record.asked.owner, record.time_ns, None, node, &mut self.redactor);
+            otel::dns_query(record, answer.as_ref(), &whose, &clock, &mut self.texts, out);
         }
     }
 }
 
-pub(super) fn moved(bandwidth: &mut Bandwidth, tcp: &Tcp, whose: &Whose<'_>, news: &Counts) {
-    if tcp.owner.pid != 0 {
-        let comm = whose.process.map_or("", |process| &process.comm);
-        bandwidth.moved(tcp.owner.pid, comm, news.sent_bytes + news.received_bytes);
+/// Adds bytes to those of the owner, if it is known.
+pub(super) fn moved(bandwidth: &mut Bandwidth, owner: &Owner, whose: &Whose<'_>, bytes: u64) {
+    if let Some(owner) = owner.known() {
+        bandwidth.moved(owner.pid, whose.process.map_or("", |process| &process.comm), bytes);
     }
 }
 
@@ -144,8 +144,8 @@ pub(super) fn comm(tcp: &Tcp) -> &[u8] {
 }
 
 /// The entry of the owner, if it is known.
-pub(super) fn process(owner: &Owner, time_ns: u64, node: &mut Node, redactor: &mut Redactor) -> Option<Slot> {
-    let owner = Some(owner).filter(|owner| owner.pid != 0)?;
+fn process(owner: &Owner, time_ns: u64, node: &mut Node, redactor: &mut Redactor) -> Option<Slot> {
+    let owner = owner.known()?;
     let seen = Seen {
         pid: owner.pid,
         ppid: None,
@@ -158,7 +158,24 @@ pub(super) fn process(owner: &Owner, time_ns: u64, node: &mut Node, redactor: &m
     Some(node.process(&seen, redactor))
 }
 
-pub(super) fn whose<'a>(tcp: &Tcp, slot: Option<Slot>, connection: &Connection<'_>, node: &'a mut Node) -> Whose<'a> {
+/// Whose something is that happened in a process; `server` is the address of the end that was asked for.
+pub(super) fn whose<'a>(
+    owner: &Owner,
+    time_ns: u64,
+    server: Option<IpAddr>,
+    node: &'a mut Node,
+    redactor: &mut Redactor,
+) -> Whose<'a> {
+    let slot = process(owner, time_ns, node, redactor);
+    let process = slot.map(|slot| node.processes.get(slot));
+    let span = process.map(|process| process.span).unwrap_or_default();
+    Whose { process, cgroup: None, span, server: server.and_then(|address| node.names.of(address)).map(|name| &**name) }
+}
+
+/// The same for a connection, which has a span of its own, and a control group without a process, too.
+fn whose_connection<'a>(connection: &Connection<'_>, node: &'a mut Node, redactor: &mut Redactor) -> Whose<'a> {
+    let tcp = connection.tcp;
+    let slot = process(&tcp.owner, tcp.time_ns, node, redactor);
     let process = slot.map(|slot| node.processes.get(slot));
     let cgroup = node.cgroups.get(CgroupId { hierarchy: 0, id: tcp.cgroup_id });
     let span = node.processes.span_in(process, tcp.key);
@@ -166,11 +183,12 @@ pub(super) fn whose<'a>(tcp: &Tcp, slot: Option<Slot>, connection: &Connection<'
     Whose { process, cgroup: cgroup.map(|cgroup| &**cgroup), span, server }
 }
 
-pub(super) fn total<'a>(traffic: &'a mut Traffic, tcp: &Tcp, whose: &Whose<'_>) -> &'a mut traffic::Total {
+/// Where it is counted.
+pub(super) fn total<'a>(traffic: &'a mut Traffic, owner: &Owner, whose: &Whose<'_>) -> &'a mut traffic::Total {
     let cgroup = whose.process.map_or(whose.cgroup, |process| process.cgroup.as_deref());
     let container = cgroup.and_then(|cgroup| cgroup.container.as_ref()).map_or("", |container| &container.id);
     match whose.process {
         Some(process) => traffic.of(&process.comm, container),
-        None => traffic.of(&String::from_utf8_lossy(comm(tcp)), container),
+        None => traffic.of(&String::from_utf8_lossy(until_nul(&owner.comm)), container),
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     enrich::{Node, redact::Redactor},
     kernel::programs::Programs,
-    otlp::metrics::{Data, Metric},
+    otlp::metrics::Metric,
 };
 use accepted::Accepted;
 use agent_common::network::{Offsets, kind, look, trouble as kinds};
@@ -281,32 +281,31 @@ impl Room for NetworkRoom {
 
     fn metrics(&self) -> Vec<Metric> {
         let mut metrics = self.traffic.metrics();
-        let total = |what| Data::Counter(vec![(Vec::new(), self.troubles.total(what))]);
         metrics.extend([
-            Metric {
-                name: "leaf.network.packets.dropped",
-                unit: "{packet}",
-                description: "Packets that the kernel has dropped, whatever the reason",
-                data: total(kinds::DROP),
-            },
-            Metric {
-                name: "leaf.network.udp.not_counted",
-                unit: "{packet}",
-                description: "UDP packets that found no place in the kernel's table of flows",
-                data: Data::Counter(vec![(Vec::new(), self.flows_lost)]),
-            },
-            Metric {
-                name: "leaf.network.dns.unreadable",
-                unit: "{packet}",
-                description: "Packets from port 53 that could not be read as an answer",
-                data: Data::Counter(vec![(Vec::new(), self.dns_unreadable)]),
-            },
-            Metric {
-                name: "leaf.network.troubles.lost",
-                unit: "{event}",
-                description: "Things that went wrong and found no place in the kernel's map of them",
-                data: Data::Counter(vec![(Vec::new(), self.troubles_lost)]),
-            },
+            Metric::count(
+                "leaf.network.packets.dropped",
+                "{packet}",
+                "Packets that the kernel has dropped, whatever the reason",
+                self.troubles.total(kinds::DROP),
+            ),
+            Metric::count(
+                "leaf.network.udp.not_counted",
+                "{packet}",
+                "UDP packets that found no place in the kernel's table of flows",
+                self.flows_lost,
+            ),
+            Metric::count(
+                "leaf.network.dns.unreadable",
+                "{packet}",
+                "Packets from port 53 that could not be read as an answer",
+                self.dns_unreadable,
+            ),
+            Metric::count(
+                "leaf.network.troubles.lost",
+                "{event}",
+                "Things that went wrong and found no place in the kernel's map of them",
+                self.troubles_lost,
+            ),
         ]);
         metrics
     }

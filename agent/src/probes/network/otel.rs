@@ -53,9 +53,7 @@ pub fn opened(connection: &Connection<'_>, whose: &Whose<'_>, clock: &Clock, tex
         Role::Server => "tcp_accept",
     };
     log(name, connection, whose, clock, texts, out, |attributes| {
-        if let Some(connect) = connection.connect_time() {
-            attributes.int(key::CONNECT_TIME, connect as i64);
-        }
+        connect_time(attributes, connection);
     });
 }
 
@@ -91,12 +89,8 @@ pub fn closed(
     out: &mut Output,
 ) {
     log("tcp_close", connection, whose, clock, texts, out, |attributes| {
-        if let Some(age) = connection.age() {
-            attributes.int(key::CONNECTION_DURATION, age as i64);
-        }
-        if let Some(connect) = connection.connect_time() {
-            attributes.int(key::CONNECT_TIME, connect as i64);
-        }
+        duration(attributes, connection);
+        connect_time(attributes, connection);
         traffic(attributes, connection, connection.counts());
         attributes.text(key::CONNECTION_STATE, connection.state());
         closing(attributes, connection.role, end);
@@ -114,9 +108,7 @@ pub fn flow(
     out: &mut Output,
 ) {
     log("tcp_flow", connection, whose, clock, texts, out, |attributes| {
-        if let Some(age) = connection.age() {
-            attributes.int(key::CONNECTION_DURATION, age as i64);
-        }
+        duration(attributes, connection);
         traffic(attributes, connection, Some(news));
         attributes.text(key::CONNECTION_STATE, connection.state());
     });
@@ -130,7 +122,7 @@ pub fn udp_flow(news: &flows::News, whose: &Whose<'_>, clock: &Clock, texts: &mu
     let (source, destination) = if role == Role::Client { (local, remote) } else { (remote, local) };
     let event = LogEvent { name: "udp_flow", time: clock.unix(flow.last_ns), observed: 0, span: whose.span };
     out.log(&event, |attributes| {
-        who(attributes, Some(&flow.owner).filter(|owner| owner.pid != 0), whose);
+        who(attributes, flow.owner.known(), whose);
         attributes.text(key::NETWORK_TRANSPORT, "udp");
         ends(attributes, source, destination, texts);
         attributes.text(key::SERVER_ADDRESS, whose.server.unwrap_or_default());
@@ -139,10 +131,8 @@ pub fn udp_flow(news: &flows::News, whose: &Whose<'_>, clock: &Clock, texts: &mu
             attributes.int(key::NETWORK_NAMESPACE, flow.namespace.into());
         }
         attributes.int(key::CONNECTION_DURATION, flow.last_ns.saturating_sub(flow.begin_ns) as i64);
-        attributes.int(key::SENT_BYTES, flow.sent_bytes as i64);
-        attributes.int(key::RECEIVED_BYTES, flow.received_bytes as i64);
-        attributes.int(key::SENT_PACKETS, flow.sent_packets as i64);
-        attributes.int(key::RECEIVED_PACKETS, flow.received_packets as i64);
+        let packets = [flow.sent_packets, flow.received_packets];
+        amounts(attributes, [flow.sent_bytes, flow.received_bytes], packets);
         attributes.bool(key::FLOW_ENDED, news.has_ended);
     });
 }
@@ -159,7 +149,7 @@ pub fn dns_query(
     let [local, server] = both(&dns.ends);
     let event = LogEvent { name: "dns_query", time: clock.unix(dns.time_ns), observed: 0, span: whose.span };
     out.log(&event, |attributes| {
-        who(attributes, Some(&dns.asked.owner).filter(|owner| owner.pid != 0), whose);
+        who(attributes, dns.asked.owner.known(), whose);
         attributes.text(key::NETWORK_TRANSPORT, "udp");
         ends(attributes, local, server, texts);
         match answer {
@@ -194,8 +184,8 @@ pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, t
         attributes.text(key::EVENT_TYPE, name);
         attributes.text(key::ENTITY_ID, &texts.source);
         attributes.text(key::EVENT_VALUE, value);
-        if news.trouble.owner.pid != 0 {
-            attributes.int(key::PROCESS_PID, news.trouble.owner.pid.into());
+        if let Some(known) = news.trouble.owner.known() {
+            attributes.int(key::PROCESS_PID, known.pid.into());
         }
         if let Some(process) = process {
             owner(attributes, process);
@@ -289,12 +279,30 @@ fn ends(attributes: &mut Attributes<'_>, source: SocketAddr, destination: Socket
     attributes.int(key::DESTINATION_PORT, destination.port().into());
 }
 
+fn connect_time(attributes: &mut Attributes<'_>, connection: &Connection<'_>) {
+    if let Some(connect) = connection.connect_time() {
+        attributes.int(key::CONNECT_TIME, connect as i64);
+    }
+}
+
+fn duration(attributes: &mut Attributes<'_>, connection: &Connection<'_>) {
+    if let Some(age) = connection.age() {
+        attributes.int(key::CONNECTION_DURATION, age as i64);
+    }
+}
+
+/// Bytes and packets, sent and received.
+fn amounts(attributes: &mut Attributes<'_>, bytes: [u64; 2], packets: [u64; 2]) {
+    attributes.int(key::SENT_BYTES, bytes[0] as i64);
+    attributes.int(key::RECEIVED_BYTES, bytes[1] as i64);
+    attributes.int(key::SENT_PACKETS, packets[0] as i64);
+    attributes.int(key::RECEIVED_PACKETS, packets[1] as i64);
+}
+
 fn traffic(attributes: &mut Attributes<'_>, connection: &Connection<'_>, counts: Option<Counts>) {
     if let Some(counts) = counts {
-        attributes.int(key::SENT_BYTES, counts.sent_bytes as i64);
-        attributes.int(key::RECEIVED_BYTES, counts.received_bytes as i64);
-        attributes.int(key::SENT_PACKETS, counts.sent_packets.into());
-        attributes.int(key::RECEIVED_PACKETS, counts.received_packets.into());
+        let packets = [counts.sent_packets.into(), counts.received_packets.into()];
+        amounts(attributes, [counts.sent_bytes, counts.received_bytes], packets);
         attributes.int(key::RETRANSMITS, counts.retransmits.into());
     }
     if let Some((smoothed, smallest)) = connection.rtt() {
@@ -356,9 +364,7 @@ fn span(
     };
     out.span(&span, |attributes| {
         describe(attributes, connection, whose, texts);
-        if let Some(connect) = connection.connect_time() {
-            attributes.int(key::CONNECT_TIME, connect as i64);
-        }
+        connect_time(attributes, connection);
         traffic(attributes, connection, connection.counts());
         closing(attributes, connection.role, end);
     });

@@ -5,17 +5,17 @@ use super::{
     CONNECTIONS_A_LOOK, DEVICES, DROP_REASONS, FLOWS, FLOWS_LOST, LOOK, MAX_LISTENING, MAX_PARTS, NetworkRoom,
     TROUBLES, TROUBLES_LOST, connection,
     decode::{self, Event},
-    events::process,
-    otel::{self, Whose},
+    events::{moved, total, whose},
+    otel,
 };
 use crate::{
     enrich::{Node, clock::Clock, process::until_nul},
-    kernel::programs::{LookError, Programs},
+    kernel::programs::Programs,
     probes::Output,
 };
 use agent_common::{
     Unsent,
-    network::{Flow, FlowKey, Look, Owner, Tcp, Trouble, TroubleKey, look, state},
+    network::{Flow, FlowKey, Look, Tcp, Trouble, TroubleKey, look, state},
 };
 use std::time::Instant;
 
@@ -47,23 +47,15 @@ impl NetworkRoom {
             if news.has_ended {
                 ended.push(zerocopy::transmute!(news.key));
             }
-            let owner = news.flow.owner;
-            let slot = process(&owner, news.flow.last_ns, node, &mut self.redactor);
-            let process = slot.map(|slot| node.processes.get(slot));
+            let owner = &news.flow.owner;
             let [local, remote] = connection::both(&news.key.ends);
             let server = if news.is_client { remote } else { local };
-            let server = node.names.of(server.ip()).map(|name| &**name);
-            let span = process.map(|process| process.span).unwrap_or_default();
-            let whose = Whose { process, cgroup: None, span, server };
             let clock = node.clock;
-            let container = process.and_then(|process| process.cgroup.as_ref()?.container.as_ref());
-            let container = container.map_or("", |container| &container.id);
-            let comm = process.map_or("", |process| &process.comm);
-            let uid = if owner.pid == 0 { u32::MAX } else { owner.uid };
-            let outcome = self.admission.admit(owner.pid, uid, until_nul(&owner.comm), now);
+            let whose = whose(owner, news.flow.last_ns, Some(server.ip()), node, &mut self.redactor);
+            let outcome = self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now);
             if outcome != Err(Unsent::Filtered) {
-                self.traffic.of(comm, container).flowed(&news.flow);
-                self.bandwidth.moved(owner.pid, comm, news.flow.sent_bytes + news.flow.received_bytes);
+                total(&mut self.traffic, owner, &whose).flowed(&news.flow);
+                moved(&mut self.bandwidth, owner, &whose, news.flow.sent_bytes + news.flow.received_bytes);
             }
             if out.admit(outcome) {
                 otel::udp_flow(&news, &whose, &clock, &mut self.texts, out);
@@ -93,11 +85,8 @@ impl NetworkRoom {
                 each(self, tcp, &asked);
             }
         });
-        match looked {
-            Ok(()) => {}
-            // Said at start, with its reason.
-            Err(LookError::NotLoaded(_)) => self.next_report = None,
-            Err(error) => tracing::debug!("network: a look at open files has ended early: {error}"),
+        if let Err(error) = looked {
+            tracing::debug!("network: a look at open files has ended early: {error}");
         }
     }
 
@@ -145,11 +134,11 @@ impl NetworkRoom {
         let mut value = String::new();
         for news in news {
             let reason = programs.name_of(DROP_REASONS, news.key.code);
-            let Owner { pid, uid, comm, .. } = news.trouble.owner;
+            let owner = &news.trouble.owner;
             if news.value(reason, &mut value)
-                && out.admit(self.admission.admit(pid, if pid == 0 { u32::MAX } else { uid }, until_nul(&comm), now_ns))
+                && out.admit(self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now_ns))
             {
-                let process = Some(pid).filter(|pid| *pid != 0).and_then(|pid| node.processes.by_pid(pid));
+                let process = owner.known().and_then(|owner| node.processes.by_pid(owner.pid));
                 otel::trouble(&news, &value, process, time, &mut self.texts, out);
             }
         }

@@ -169,12 +169,12 @@ impl Traffic {
                         .collect(),
                 ),
             },
-            Metric {
-                name: "leaf.network.connections.not_held",
-                unit: "{connection}",
-                description: "TCP connections that the kernel's table did not hold: owner and begin are unknown",
-                data: Data::Counter(vec![(Labels::new(), self.not_held)]),
-            },
+            Metric::count(
+                "leaf.network.connections.not_held",
+                "{connection}",
+                "TCP connections that the kernel's table did not hold: owner and begin are unknown",
+                self.not_held,
+            ),
         ]
     }
 

@@ -1,8 +1,7 @@
 //! Bytes from the ring -> a checked event, borrowed from them.
 
-use crate::probes::Malformed;
+use crate::probes::{Malformed, record};
 use agent_common::process::{CgroupMade, Exec, Exit, Fork, Task, kind};
-use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// A record of the process room.
 #[derive(Clone, Copy, Debug)]
@@ -23,44 +22,35 @@ pub enum Event<'a> {
 /// [`Malformed`] if the kind is unknown, the size is not that of the kind, or
 /// a length is longer than its field.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
-    let kind = bytes.first_chunk().map(|b| u32::from_ne_bytes(*b)).ok_or(Malformed::Size(bytes.len()))?;
-    match kind {
+    match record::kind(bytes)? {
         kind::EXEC => {
-            let exec: &Exec = record(bytes)?;
+            let exec: &Exec = record::of(bytes)?;
             check_task(&exec.task)?;
-            check_len("filename", exec.filename_len, exec.filename.len())?;
-            check_len("cmdline", exec.cmdline_len, exec.cmdline.len())?;
+            record::check_len("filename", exec.filename_len, exec.filename.len())?;
+            record::check_len("cmdline", exec.cmdline_len, exec.cmdline.len())?;
             Ok(Event::Exec(exec))
         }
         kind::FORK => {
-            let fork: &Fork = record(bytes)?;
+            let fork: &Fork = record::of(bytes)?;
             check_task(&fork.task)?;
             Ok(Event::Fork(fork))
         }
         kind::EXIT => {
-            let exit: &Exit = record(bytes)?;
+            let exit: &Exit = record::of(bytes)?;
             check_task(&exit.task)?;
             Ok(Event::Exit(exit))
         }
         kind::CGROUP_MADE => {
-            let made: &CgroupMade = record(bytes)?;
-            check_len("path", made.path_len, made.path.len())?;
+            let made: &CgroupMade = record::of(bytes)?;
+            record::check_len("path", made.path_len, made.path.len())?;
             Ok(Event::CgroupMade(made))
         }
         unknown => Err(Malformed::Kind(unknown)),
     }
 }
 
-fn record<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<&T, Malformed> {
-    T::ref_from_bytes(bytes).map_err(|_| Malformed::Size(bytes.len()))
-}
-
 fn check_task(task: &Task) -> Result<(), Malformed> {
-    check_len("cgroup name", task.cgroup.name_len, task.cgroup.name.len())
-}
-
-fn check_len(field: &'static str, len: u32, max: usize) -> Result<(), Malformed> {
-    if len as usize <= max { Ok(()) } else { Err(Malformed::Length(field, len)) }
+    record::check_len("cgroup name", task.cgroup.name_len, task.cgroup.name.len())
 }
 
 #[cfg(test)]

@@ -176,20 +176,19 @@ impl Room for ProcessRoom {
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        let one = |value| Data::Counter(vec![(Vec::new(), value)]);
         vec![
-            Metric {
-                name: "system.process.created",
-                unit: "{process}",
-                description: "Processes made by fork, as far as the agent was told",
-                data: one(self.created),
-            },
-            Metric {
-                name: "leaf.process.execs",
-                unit: "{exec}",
-                description: "Programs started by exec, as far as the agent was told",
-                data: one(self.execs),
-            },
+            Metric::count(
+                "system.process.created",
+                "{process}",
+                "Processes made by fork, as far as the agent was told",
+                self.created,
+            ),
+            Metric::count(
+                "leaf.process.execs",
+                "{exec}",
+                "Programs started by exec, as far as the agent was told",
+                self.execs,
+            ),
             Metric {
                 name: "leaf.process.ended",
                 unit: "{process}",

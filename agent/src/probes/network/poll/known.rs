@@ -1,16 +1,12 @@
 //! A connection between two looks, and the records of it.
 
 use super::socket::{Holder, Socket};
-use agent_common::network::{Owner, Tcp, kind, missing, role, state};
+use agent_common::network::{Owner, Tcp, family, kind, missing, role, state};
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
 };
 use zerocopy::FromZeros as _;
-
-/// `AF_INET` and `AF_INET6`
-const INET: u16 = 2;
-const INET6: u16 = 10;
 
 /// A connection, or the attempt at one, as it was last seen.
 #[derive(Debug)]
@@ -167,8 +163,8 @@ fn bytes(address: IpAddr) -> (u16, [u8; 16]) {
         IpAddr::V4(four) => {
             let mut bytes = [0; 16];
             bytes[..4].copy_from_slice(&four.octets());
-            (INET, bytes)
+            (family::INET, bytes)
         }
-        IpAddr::V6(six) => (INET6, six.octets()),
+        IpAddr::V6(six) => (family::INET6, six.octets()),
     }
 }
