@@ -311,7 +311,8 @@ pub struct Flow {
 pub struct TroubleKey {
     /// One of [`trouble`].
     pub what: u32,
-    /// errno of [`trouble::SOCKET_ERROR`], `enum skb_drop_reason` of [`trouble::DROP`], else 0.
+    /// errno of [`trouble::SOCKET_ERROR`], `enum skb_drop_reason` of [`trouble::DROP`], direction of a
+    /// [`trouble::STALL`], else 0.
     pub code: u32,
     /// Inode number of the network namespace.
     pub namespace: u32,
@@ -333,6 +334,15 @@ pub mod trouble {
     pub const QUEUE_FULL: u32 = 4;
     /// A packet was dropped.
     pub const DROP: u32 = 5;
+    /// A send or a receive has blocked for longer than the threshold.
+    pub const STALL: u32 = 6;
+    /// Kinds there are, and one for 0.
+    pub const KINDS: usize = 7;
+
+    /// Code of a [`STALL`].
+    pub const SENDING: u32 = 1;
+    /// Code of a [`STALL`].
+    pub const RECEIVING: u32 = 2;
 }
 
 /// How often it went wrong, with an example of whom it met.
@@ -341,7 +351,9 @@ pub mod trouble {
 pub struct Trouble {
     /// Since the entry was made.
     pub count: u64,
-    /// Of the connection, if the table holds it.
+    /// Time it took, in all, ns: of a [`trouble::STALL`].
+    pub time_ns: u64,
+    /// Of the connection, if the table holds it; of a stall the task that was held up.
     pub owner: Owner,
     /// Of the connection; family 0: counted by interface.
     pub ends: Ends,
@@ -385,7 +397,20 @@ pub struct Options {
     pub dns_events: u32,
     /// Not 0: count UDP flows.
     pub udp_flows: u32,
+    /// Time from which on a send or a receive is a stall, ns.
+    pub stall_ns: u64,
+    /// System calls that may block on a socket: bit by number.
+    pub calls: [u64; CALLS / 64],
 }
+
+impl Options {
+    /// Until the loader says otherwise.
+    pub const NOTHING: Self =
+        Self { bucket_mask: 0, dns: 0, dns_events: 0, udp_flows: 0, stall_ns: 0, calls: [0; CALLS / 64] };
+}
+
+/// Numbers of system calls are below this on every architecture that Leaf runs on.
+pub const CALLS: usize = 512;
 
 offsets! {
     /// Where the running kernel keeps what the network room reads.
@@ -444,6 +469,8 @@ offsets! {
         device_net: Source::Member("net_device", "nd_net.net"),
         /// 4 with a reason (5.17).
         drop_arguments: Source::Arguments("kfree_skb"),
+        /// 4 with an error (6.15): it then fires for attempts that failed, too.
+        retransmit_arguments: Source::Arguments("tcp_retransmit_skb"),
         cgroup_kn: Source::Member("cgroup", "kn"),
         kernfs_id: Source::Member("kernfs_node", "id"),
         task_tgid: Source::Member("task_struct", "tgid"),

@@ -15,7 +15,7 @@ use crate::{
 use aya::{
     Ebpf, EbpfError,
     maps::MapError,
-    programs::{BtfTracePoint, Iter, ProgramError, TracePoint, trace_point::TracePointError},
+    programs::{BtfTracePoint, FExit, Iter, ProgramError, TracePoint, trace_point::TracePointError},
 };
 use serde::Serialize;
 use std::{io, path::PathBuf};
@@ -163,6 +163,14 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
             let loaded: &mut BtfTracePoint = get(ebpf, rung, program)?;
             loaded
                 .load(tracepoint, btf)
+                .and_then(|()| loaded.attach().map(drop))
+                .map_err(|error| program_refusal(rung, program, &error))
+        }
+        Rung::FunctionExit { function, program } => {
+            let btf = need_btf(kernel, rung)?;
+            let loaded: &mut FExit = get(ebpf, rung, program)?;
+            loaded
+                .load(function, btf)
                 .and_then(|()| loaded.attach().map(drop))
                 .map_err(|error| program_refusal(rung, program, &error))
         }

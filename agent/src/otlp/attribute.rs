@@ -123,6 +123,10 @@ attributes! {
     ENTITY_ID = "leaf.entity.id", "entity_id";
     /// How much: Mbit/s, or what and how often.
     EVENT_VALUE = "leaf.event.value", "value";
+    /// Which way: `transmit` or `receive`.
+    NETWORK_IO_DIRECTION = "network.io.direction", "direction";
+    /// Time that sends or receives were held up, in all, ns.
+    STALL_TIME = "leaf.stall.time", "stall_ns";
     /// Name of the network interface.
     INTERFACE_NAME = "network.interface.name", "interface";
     /// Name of the error, as `ECONNREFUSED`.

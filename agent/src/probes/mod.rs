@@ -87,6 +87,14 @@ pub enum Rung {
         /// The program for it in the room's object.
         program: &'static str,
     },
+    /// The end of a function of the kernel, with its typed arguments (5.5; needs BTF and a
+    /// kernel that lets functions be traced).
+    FunctionExit {
+        /// The function: `tcp_sendmsg`.
+        function: &'static str,
+        /// The program for it in the room's object.
+        program: &'static str,
+    },
     /// A program that goes over all objects of a kind when it is read (5.8).
     Iterator {
         /// Of what: `task_file`.
@@ -103,6 +111,7 @@ impl Rung {
         match self {
             Rung::BtfTracepoint { .. } => "tp_btf",
             Rung::Tracepoint { .. } => "tracepoint",
+            Rung::FunctionExit { .. } => "fexit",
             Rung::Iterator { .. } => "iter",
         }
     }
@@ -113,6 +122,7 @@ impl Rung {
         match self {
             Rung::BtfTracepoint { tracepoint, .. } => (*tracepoint).to_owned(),
             Rung::Tracepoint { category, name, .. } => format!("{category}:{name}"),
+            Rung::FunctionExit { function, .. } => (*function).to_owned(),
             Rung::Iterator { over, .. } => (*over).to_owned(),
         }
     }

@@ -11,6 +11,7 @@
 mod datagram;
 mod look;
 mod socket;
+mod stall;
 mod table;
 mod trouble;
 
@@ -34,7 +35,7 @@ static OFFSETS: Offsets = Offsets::ABSENT;
 
 /// Filled by the loader.
 #[unsafe(no_mangle)]
-static OPTIONS: Options = Options { bucket_mask: 0, dns: 0, dns_events: 0, udp_flows: 0 };
+static OPTIONS: Options = Options::NOTHING;
 
 /// A TCP socket changes its state, on either end, in any namespace.
 ///

@@ -31,8 +31,12 @@ static TROUBLES_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// A TCP packet is sent again (4.16).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retransmit_btf(ctx: BtfTracePointContext) -> i32 {
+    /// The tracepoint's own data, socket, packet and error.
+    const WITH_ERROR: u32 = 4;
     let (sock, packet): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
-    if tcp_sock(sock).is_null() {
+    let arguments = constant!(OFFSETS.retransmit_arguments);
+    let failed = arguments != ABSENT && arguments >= WITH_ERROR && ctx.arg::<i32>(2) != 0;
+    if failed || tcp_sock(sock).is_null() {
         return 0;
     }
     // One that a device will cut into segments is as many (`tcp_skb_pcount`).
@@ -43,9 +47,9 @@ pub fn retransmit_btf(ctx: BtfTracePointContext) -> i32 {
     };
     let segments = u64::from(segments.unwrap_or(1));
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::RETRANSMIT, 0, 0, segments, &interface, sock, &Owner::default());
+    count(trouble::RETRANSMIT, 0, 0, Amount::of(segments), &interface, sock, &Owner::default());
     let key = cookie(sock);
-    count(trouble::RETRANSMIT, 0, key, segments, &interface, sock, &owner(key));
+    count(trouble::RETRANSMIT, 0, key, Amount::of(segments), &interface, sock, &owner(key));
     0
 }
 
@@ -60,7 +64,7 @@ pub fn reset_btf(ctx: BtfTracePointContext) -> i32 {
             None => interface_of_socket(sock),
         }
     };
-    count(trouble::RESET_SENT, 0, 0, 1, &interface, core::ptr::null(), &Owner::default());
+    count(trouble::RESET_SENT, 0, 0, Amount::of(1), &interface, core::ptr::null(), &Owner::default());
     0
 }
 
@@ -85,7 +89,7 @@ pub fn error_btf(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 pub fn count_error(error: i32, sock: *const u8, owner: &Owner) {
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), 1, &interface, sock, owner);
+    count(trouble::SOCKET_ERROR, error as u32, u64::from(owner.pid), Amount::of(1), &interface, sock, owner);
 }
 
 /// A packet is dropped, since the socket's receive queue is full (3.0).
@@ -94,7 +98,7 @@ pub fn queue_btf(ctx: BtfTracePointContext) -> i32 {
     let sock: *const u8 = ctx.arg(0);
     let port: u16 = unsafe { Typed::read(sock, constant!(OFFSETS.common_local_port)) }.unwrap_or(0);
     let interface = unsafe { interface_of_socket(sock) };
-    count(trouble::QUEUE_FULL, 0, u64::from(port), 1, &interface, sock, &Owner::default());
+    count(trouble::QUEUE_FULL, 0, u64::from(port), Amount::of(1), &interface, sock, &Owner::default());
     0
 }
 
@@ -115,13 +119,27 @@ pub fn drop_btf(ctx: BtfTracePointContext) -> i32 {
             None => Interface::default(),
         }
     };
-    count(trouble::DROP, reason, 0, 1, &interface, core::ptr::null(), &Owner::default());
+    count(trouble::DROP, reason, 0, Amount::of(1), &interface, core::ptr::null(), &Owner::default());
     0
+}
+
+/// How often it happened, and how long that took in all.
+#[derive(Clone, Copy)]
+pub struct Amount {
+    pub times: u64,
+    pub time_ns: u64,
+}
+
+impl Amount {
+    /// What takes no time.
+    const fn of(times: u64) -> Self {
+        Self { times, time_ns: 0 }
+    }
 }
 
 /// Where something happened.
 #[derive(Clone, Copy, Default)]
-struct Interface {
+pub struct Interface {
     namespace: u32,
     index: u32,
     name: [u8; 16],
@@ -129,7 +147,7 @@ struct Interface {
 
 /// The interface that a socket's packets leave by.
 #[inline(always)]
-unsafe fn interface_of_socket(sock: *const u8) -> Interface {
+pub unsafe fn interface_of_socket(sock: *const u8) -> Interface {
     unsafe {
         let route: Option<*const u8> = Typed::read(sock, constant!(OFFSETS.sock_route));
         let device: Option<*const u8> = match route {
@@ -166,19 +184,24 @@ fn owner(key: u64) -> Owner {
 }
 
 #[inline(always)]
-fn count(what: u32, code: u32, who: u64, times: u64, at: &Interface, sock: *const u8, owner: &Owner) {
+pub fn count(what: u32, code: u32, who: u64, amount: Amount, at: &Interface, sock: *const u8, owner: &Owner) {
     let key = TroubleKey { what, code, namespace: at.namespace, interface: at.index, who };
     if let Some(known) = TROUBLES.get_ptr_mut(key) {
         // SAFETY: an entry of the map.
-        unsafe { add(&raw mut (*known).count, times) };
+        unsafe {
+            add(&raw mut (*known).count, amount.times);
+            if amount.time_ns != 0 {
+                add(&raw mut (*known).time_ns, amount.time_ns);
+            }
+        }
         return;
     }
     let ends = if sock.is_null() { Ends::default() } else { unsafe { addresses(sock) }.unwrap_or_default() };
-    let new = Trouble { count: times, owner: *owner, ends, interface: at.name };
+    let new = Trouble { count: amount.times, time_ns: amount.time_ns, owner: *owner, ends, interface: at.name };
     if TROUBLES.insert(key, new, 0).is_err()
         && let Some(lost) = TROUBLES_LOST.get_ptr_mut(0)
     {
         // SAFETY: this CPU's slot of the map.
-        unsafe { add(lost, times) };
+        unsafe { add(lost, amount.times) };
     }
 }

@@ -89,6 +89,27 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             required: false,
             rungs: &[Rung::BtfTracepoint { tracepoint: "net_dev_queue", program: "send_btf" }],
         },
+        Hook {
+            name: CALL,
+            required: false,
+            rungs: &[Rung::BtfTracepoint { tracepoint: "sys_enter", program: "enter_btf" }],
+        },
+        Hook {
+            name: STALL_SEND,
+            required: false,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "sock_send_length", program: "stall_send_btf" },
+                Rung::FunctionExit { function: "tcp_sendmsg", program: "stall_send_exit" },
+            ],
+        },
+        Hook {
+            name: STALL_RECEIVE,
+            required: false,
+            rungs: &[
+                Rung::BtfTracepoint { tracepoint: "sock_recv_length", program: "stall_receive_btf" },
+                Rung::FunctionExit { function: "tcp_recvmsg", program: "stall_receive_exit" },
+            ],
+        },
     ],
     sources: Offsets::SOURCES,
     without_ebpf: "asking for all sockets",
@@ -103,6 +124,13 @@ const LOOK: &str = "look";
 const RECEIVE: &str = "udp receive";
 const ANSWER: &str = "dns answer";
 const SEND: &str = "udp send";
+/// Hooks that see system calls; attached for the option that needs them.
+const CALL: &str = "call";
+const STALL_SEND: &str = "stall send";
+const STALL_RECEIVE: &str = "stall receive";
+/// Threads and their system calls, and how many of them.
+const IN_CALL: &str = "IN_CALL";
+const THREADS: u32 = 65_536;
 /// The kernel's sums of UDP flows, and of packets that found no place in them.
 const FLOWS: &str = "FLOWS";
 const FLOWS_LOST: &str = "FLOWS_LOST";
@@ -287,6 +315,12 @@ impl Room for NetworkRoom {
                 "{packet}",
                 "Packets that the kernel has dropped, whatever the reason",
                 self.troubles.total(kinds::DROP),
+            ),
+            Metric::count(
+                "leaf.network.stalls",
+                "{stall}",
+                "Sends and receives that blocked for longer than network.stall_threshold",
+                self.troubles.total(kinds::STALL),
             ),
             Metric::count(
                 "leaf.network.udp.not_counted",

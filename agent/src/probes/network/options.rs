@@ -1,8 +1,8 @@
 //! What only this room can be set to, and what its programs are told of it.
 
-use super::{ANSWER, FLOWS, RECEIVE, SEND};
+use super::{ANSWER, CALL, FLOWS, IN_CALL, RECEIVE, SEND, STALL_RECEIVE, STALL_SEND, THREADS};
 use crate::{config::Period, probes::Tuning};
-use agent_common::network::{self as wire, SLOTS};
+use agent_common::network::{self as wire, CALLS, SLOTS};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes as _;
 
@@ -23,6 +23,9 @@ pub struct Options {
     pub udp_flows: bool,
     /// UDP flows that are counted at a time.
     pub udp_table: u32,
+    /// A send or a receive that blocks for longer is told as a stall; 0: none is. One small
+    /// program per system call.
+    pub stall_threshold: Period,
     /// Series of each metric; what comes then is counted in one series of overflow.
     pub max_series: usize,
 }
@@ -46,6 +49,7 @@ impl Default for Options {
             dns: DnsOption::Names,
             udp_flows: false,
             udp_table: 16_384,
+            stall_threshold: Period::seconds(0),
             max_series: 2000,
         }
     }
@@ -58,23 +62,63 @@ fn buckets(connections: u32) -> u32 {
     u32::try_from(buckets).unwrap_or(1 << 31)
 }
 
+/// The system calls that may block on a socket, bit by number. `io_uring_enter` is one
+/// that does not, and says so to the program.
+fn blocking_calls() -> [u64; CALLS / 64] {
+    const BLOCKING: [libc::c_long; 14] = [
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_preadv2,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_recvmmsg,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_pwritev2,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_sendmmsg,
+        libc::SYS_sendfile,
+        libc::SYS_splice,
+    ];
+    let mut calls = [0; CALLS / 64];
+    for call in BLOCKING.into_iter().chain([libc::SYS_io_uring_enter]) {
+        let call = call as usize;
+        calls[call / 64] |= 1 << (call % 64);
+    }
+    calls
+}
+
 impl Options {
     /// Constants and sizes of the room's object, and the hooks that nothing needs.
     pub(super) fn tuning(&self) -> Tuning {
         let buckets = buckets(self.connections);
-        let Options { dns, udp_flows, udp_table, .. } = *self;
+        let Options { dns, udp_flows, udp_table, stall_threshold, .. } = *self;
+        let stalls = !stall_threshold.0.is_zero();
         let options = wire::Options {
             bucket_mask: buckets - 1,
             dns: u32::from(dns != DnsOption::Off),
             dns_events: u32::from(dns == DnsOption::Events),
             udp_flows: u32::from(udp_flows),
+            stall_ns: stall_threshold.0.as_nanos() as u64,
+            calls: blocking_calls(),
         };
-        let needed =
-            [(RECEIVE, udp_flows), (SEND, udp_flows || dns == DnsOption::Events), (ANSWER, dns != DnsOption::Off)];
+        let needed = [
+            (RECEIVE, udp_flows),
+            (SEND, udp_flows || dns == DnsOption::Events),
+            (ANSWER, dns != DnsOption::Off),
+            (CALL, stalls),
+            (STALL_SEND, stalls),
+            (STALL_RECEIVE, stalls),
+        ];
         let unused = needed.into_iter().filter(|(_, needed)| !needed).map(|(hook, _)| hook).collect();
         Tuning {
             options: options.as_bytes().to_vec(),
-            map_entries: vec![("CONNECTIONS", buckets), (FLOWS, if udp_flows { udp_table } else { 1 })],
+            map_entries: vec![
+                ("CONNECTIONS", buckets),
+                (FLOWS, if udp_flows { udp_table } else { 1 }),
+                (IN_CALL, if stalls { THREADS } else { 1 }),
+            ],
             unused,
         }
     }

@@ -190,6 +190,10 @@ pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, t
         if let Some(process) = process {
             owner(attributes, process);
         }
+        if let Some(direction) = news.direction() {
+            attributes.text(key::NETWORK_IO_DIRECTION, direction);
+            attributes.int(key::STALL_TIME, news.time_ns as i64);
+        }
         attributes.text(key::INTERFACE_NAME, &interface);
         if news.is_of_socket() {
             ends(attributes, local, remote, texts);

@@ -135,7 +135,7 @@ impl NetworkRoom {
         for news in news {
             let reason = programs.name_of(DROP_REASONS, news.key.code);
             let owner = &news.trouble.owner;
-            if news.value(reason, &mut value)
+            if news.value(reason, self.options.stall_threshold, &mut value)
                 && out.admit(self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now_ns))
             {
                 let process = owner.known().and_then(|owner| node.processes.by_pid(owner.pid));

@@ -2,6 +2,7 @@
 //! reading.
 
 use super::connection::Errno;
+use crate::config::Period;
 use agent_common::network::{Trouble, TroubleKey, trouble};
 use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
@@ -12,12 +13,12 @@ const REASON: &str = "SKB_DROP_REASON_";
 /// Of `SKB_CONSUMED`.
 const PACKET: &str = "SKB_";
 
-/// The counts that were told last.
+/// Counts and times that were told last.
 #[derive(Debug, Default)]
 pub struct Troubles {
-    told: FxHashMap<TroubleKey, u64>,
+    told: FxHashMap<TroubleKey, (u64, u64)>,
     /// Packets sent again, dropped, and so on, by kind; index is [`TroubleKey::what`].
-    total: [u64; 6],
+    total: [u64; trouble::KINDS],
 }
 
 /// What is new under one key.
@@ -29,6 +30,8 @@ pub struct News {
     pub trouble: Trouble,
     /// How often since it was last told.
     pub count: u64,
+    /// Time it took since then, in all, ns.
+    pub time_ns: u64,
 }
 
 impl Troubles {
@@ -38,19 +41,20 @@ impl Troubles {
         let (mut news, mut idle) = (Vec::new(), Vec::new());
         let mut told = FxHashMap::default();
         for (key, trouble) in entries {
-            let before = self.told.get(key).copied().unwrap_or(0);
             // An entry that was removed and made again counts from the beginning.
-            let count = if trouble.count >= before { trouble.count - before } else { trouble.count };
+            let (times, time_ns) =
+                self.told.get(key).copied().filter(|(times, _)| *times <= trouble.count).unwrap_or_default();
+            let count = trouble.count - times;
             if count == 0 {
                 idle.push(*key);
                 continue;
             }
-            told.insert(*key, trouble.count);
+            told.insert(*key, (trouble.count, trouble.time_ns));
             // What is counted by connection is counted by interface, too.
             if key.who == 0 || key.what != trouble::RETRANSMIT {
-                self.total[(key.what as usize).min(5)] += count;
+                self.total[slot(key.what)] += count;
             }
-            news.push(News { key: *key, trouble: *trouble, count });
+            news.push(News { key: *key, trouble: *trouble, count, time_ns: trouble.time_ns.saturating_sub(time_ns) });
         }
         self.told = told;
         (news, idle)
@@ -59,8 +63,13 @@ impl Troubles {
     /// How often something of a kind ([`trouble`]) was told.
     #[must_use]
     pub fn total(&self, what: u32) -> u64 {
-        self.total[(what as usize).min(5)]
+        self.total[slot(what)]
     }
+}
+
+/// Where a kind is counted; one that is not known as 0.
+fn slot(what: u32) -> usize {
+    Some(what as usize).filter(|slot| *slot < trouble::KINDS).unwrap_or(0)
 }
 
 impl News {
@@ -68,19 +77,30 @@ impl News {
     #[must_use]
     pub fn event(&self) -> &'static str {
         match self.key.what {
-            trouble::QUEUE_FULL | trouble::DROP => "transport.drop",
+            trouble::QUEUE_FULL | trouble::DROP | trouble::STALL => "transport.drop",
             _ => "error.net",
         }
     }
 
+    /// Which way a stalled call went, `transmit` or `receive`.
+    #[must_use]
+    pub fn direction(&self) -> Option<&'static str> {
+        match (self.key.what, self.key.code) {
+            (trouble::STALL, trouble::SENDING) => Some("transmit"),
+            (trouble::STALL, trouble::RECEIVING) => Some("receive"),
+            _ => None,
+        }
+    }
+
     /// Writes what happened and how often: `RETRANSMIT:5`. Returns whether that says
-    /// anything; `reason` names the kernel's reason of a drop.
-    pub fn value(&self, reason: Option<&str>, out: &mut String) -> bool {
+    /// anything; `reason` names the kernel's reason of a drop, `threshold` is that of stalls.
+    pub fn value(&self, reason: Option<&str>, threshold: Period, out: &mut String) -> bool {
         out.clear();
         let what = match self.key.what {
             trouble::RETRANSMIT => "RETRANSMIT",
             trouble::RESET_SENT => "RESET_SENT",
             trouble::QUEUE_FULL => "QUEUE_FULL",
+            trouble::STALL => return write!(out, "STALL_{threshold}:{}", self.count).is_ok(),
             trouble::SOCKET_ERROR => match Errno(self.key.code as i32) {
                 errno if errno.is_reset() => "RESET",
                 errno => errno.name(),
@@ -131,11 +151,13 @@ mod tests {
         let value = |what, code, reason| {
             let key = TroubleKey { what, code, ..Default::default() };
             let mut text = String::new();
-            News { key, trouble: Trouble::default(), count: 5 }.value(reason, &mut text).then_some(text)
+            let news = News { key, trouble: Trouble::default(), count: 5, time_ns: 0 };
+            news.value(reason, "100ms".parse().expect("a time"), &mut text).then_some(text)
         };
         assert_eq!(value(trouble::RETRANSMIT, 0, None).as_deref(), Some("RETRANSMIT:5"));
         assert_eq!(value(trouble::SOCKET_ERROR, 104, None).as_deref(), Some("RESET:5"));
         assert_eq!(value(trouble::SOCKET_ERROR, 113, None).as_deref(), Some("EHOSTUNREACH:5"));
+        assert_eq!(value(trouble::STALL, trouble::SENDING, None).as_deref(), Some("STALL_100ms:5"));
         let reason = Some("SKB_DROP_REASON_TCP_ZEROWINDOW");
         assert_eq!(value(trouble::DROP, 32, reason).as_deref(), Some("TCP_ZEROWINDOW:5"));
         assert_eq!(value(trouble::DROP, 99, None).as_deref(), Some("REASON_99:5"));

@@ -1,0 +1,115 @@
+//! Sends and receives that block. When a task enters a system call that may
+//! block on a socket, the time is noted; when the socket has ended what it was
+//! asked for, the time since then is known. Attached only for the option that
+//! needs them, for one of these programs runs once per system call of the node.
+
+use crate::{
+    OFFSETS, OPTIONS,
+    socket::{cookie, current_owner, uid},
+    trouble::{Amount, count, interface_of_socket},
+};
+use agent_common::network::{CALLS, family, trouble};
+use agent_ebpf::{
+    admit::now,
+    constant,
+    memory::{Memory as _, Typed},
+};
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_pid_tgid,
+    macros::{btf_tracepoint, fexit, map},
+    maps::LruHashMap,
+    programs::{BtfTracePointContext, FExitContext},
+};
+
+/// Since when a thread is in its system call, boot clock, ns; 0: in one that
+/// says nothing of how long a socket takes. The loader sets the size.
+#[map]
+static IN_CALL: LruHashMap<u32, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// `io_uring_enter`, the same number everywhere: what it does to sockets does not block.
+const IO_URING_ENTER: u64 = 426;
+/// `MSG_DONTWAIT`
+const DONT_WAIT: u32 = 0x40;
+
+/// A task enters a system call (2.6.32).
+#[btf_tracepoint(function = "sys_enter")]
+pub fn enter_btf(ctx: BtfTracePointContext) -> i32 {
+    let number: u64 = ctx.arg(1);
+    if number >= CALLS as u64 {
+        return 0;
+    }
+    // SAFETY: below the number of bits that there are.
+    let calls = unsafe { core::ptr::read_volatile((&raw const OPTIONS.calls).cast::<u64>().add(number as usize / 64)) };
+    if calls >> (number % 64) & 1 == 0 {
+        return 0;
+    }
+    let since = if number == IO_URING_ENTER { 0 } else { now() };
+    match IN_CALL.get_ptr_mut(thread()) {
+        // SAFETY: an entry of the map, which only this thread writes.
+        Some(known) => unsafe { core::ptr::write_volatile(known, since) },
+        None => {
+            let _ = IN_CALL.insert(thread(), since, 0);
+        }
+    }
+    0
+}
+
+/// A socket has sent, or failed to (6.3).
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn stall_send_btf(ctx: BtfTracePointContext) -> i32 {
+    ended(ctx.arg(0), trouble::SENDING)
+}
+
+/// A socket has received, or failed to (6.3).
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn stall_receive_btf(ctx: BtfTracePointContext) -> i32 {
+    match ctx.arg::<u32>(2) & DONT_WAIT {
+        0 => ended(ctx.arg(0), trouble::RECEIVING),
+        _ => 0,
+    }
+}
+
+/// The same for TCP where there is no such tracepoint.
+#[fexit(function = "tcp_sendmsg")]
+pub fn stall_send_exit(ctx: FExitContext) -> i32 {
+    ended(ctx.arg(0), trouble::SENDING)
+}
+
+/// The same for TCP where there is no such tracepoint.
+#[fexit(function = "tcp_recvmsg")]
+pub fn stall_receive_exit(ctx: FExitContext) -> i32 {
+    match ctx.arg::<u32>(3) & DONT_WAIT {
+        0 => ended(ctx.arg(0), trouble::RECEIVING),
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn ended(sock: *const u8, direction: u32) -> i32 {
+    let Some(known) = IN_CALL.get_ptr_mut(thread()) else {
+        return 0;
+    };
+    let now = now();
+    // SAFETY: an entry of the map, which only this thread writes.
+    let since = unsafe { core::ptr::read_volatile(known) };
+    let lasted = now.wrapping_sub(since);
+    if since == 0 || lasted < constant!(OPTIONS.stall_ns) {
+        return 0;
+    }
+    // A call may go on to another packet.
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(known, now) };
+    let of: Option<u16> = unsafe { Typed::read(sock, constant!(OFFSETS.common_family)) };
+    if of == Some(family::INET) || of == Some(family::INET6) {
+        let interface = unsafe { interface_of_socket(sock) };
+        let amount = Amount { times: 1, time_ns: lasted };
+        count(trouble::STALL, direction, cookie(sock), amount, &interface, sock, &current_owner(uid(sock)));
+    }
+    0
+}
+
+#[inline(always)]
+fn thread() -> u32 {
+    // SAFETY: no arguments, no side effect.
+    (unsafe { bpf_get_current_pid_tgid() }) as u32
+}

@@ -1,0 +1,9 @@
+//! The network room on the real kernel: what `ss`, the two ends and a server's own
+//! log say of connections is what the agent tells of them.
+
+mod datagram;
+mod life;
+mod owner;
+mod pipeline;
+mod trouble;
+mod watch;

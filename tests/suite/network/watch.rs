@@ -1,0 +1,120 @@
+//! What the tests of connections share: an agent that watches, what it has told, and
+//! connections of our own.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use leaf_tests::agent::AgentProcess;
+use leaf_tests::daemon::Daemon;
+use leaf_tests::ledger::Line;
+use leaf_tests::place::{self, Folder};
+use serde_json::Value;
+
+pub const ROOT: &str = "eBPF takes root";
+pub const NETNS: &str = "no network namespaces: they take root and iproute2";
+pub const SERVERS: &str = "no socat, nft or dnsmasq: run `cargo xtask setup --tests`";
+
+/// For an agent to start or stop, a server to answer.
+pub const STOP: Duration = Duration::from_secs(20);
+
+/// An agent that prints the events of connections, from when it watches.
+pub fn watching(env: &[(&str, &str)]) -> Result<AgentProcess> {
+    started(env, "network: watching")
+}
+
+/// An agent that prints the events of connections, from when it has said this.
+pub fn started(env: &[(&str, &str)], said: &str) -> Result<AgentProcess> {
+    let arguments = ["run", "--exporter", "console", "--format", "json", "--probes", "network"];
+    let mut agent = AgentProcess::start(&arguments, env)?;
+    agent.wait_for_stderr(said, STOP)?;
+    Ok(agent)
+}
+
+/// All events that the agent has printed, after it has ended in order and lost nothing.
+pub fn all_events(agent: AgentProcess) -> Result<Vec<Value>> {
+    let finished = agent.terminate(STOP)?;
+    ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
+    Line::of(&finished.stderr, "network events")?.assert_all_delivered();
+    let data = |line: &str| -> Result<Value> {
+        let envelope: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+        assert_eq!(envelope["type"], "network", "{envelope}");
+        let mut data = envelope["data"].clone();
+        data["timestamp"] = envelope["timestamp"].clone();
+        Ok(data)
+    };
+    finished.stdout.lines().map(data).collect()
+}
+
+/// Of [`all_events`] those of connections to one port. Troubles have no role.
+pub fn events(agent: AgentProcess, port: u16) -> Result<Vec<Value>> {
+    let mut events = all_events(agent)?;
+    events.retain(|event| event["dst_port"] == port && !event["role"].is_null());
+    Ok(events)
+}
+
+/// The only event of this type of the connection from `source`, seen from one end.
+pub fn one<'a>(events: &'a [Value], kind: &str, source: SocketAddr, role: &str) -> &'a Value {
+    let is = |event: &&Value| event["type"] == kind && event["src_port"] == source.port() && event["role"] == role;
+    let found: Vec<_> = events.iter().filter(is).collect();
+    assert_eq!(found.len(), 1, "{kind} of {source} as {role} in {events:#?}");
+    found[0]
+}
+
+/// Both ends of a new connection to a listener of ours.
+pub fn connect(listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    Ok((client, listener.accept()?.0))
+}
+
+/// Connects to a server that may not listen yet.
+pub fn connect_soon(address: &str) -> Result<TcpStream> {
+    let begin = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if begin.elapsed() > STOP => return Err(error).context("nobody listens"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+pub fn read_exactly(from: &mut TcpStream, bytes: usize) -> Result<()> {
+    from.read_exact(&mut vec![0; bytes]).context("fewer bytes than were sent")
+}
+
+/// Closes, and waits until the peer has, too: the kernel is then done with both ends.
+pub fn close_first(first: TcpStream, mut second: TcpStream) -> Result<()> {
+    drop(first);
+    assert_eq!(second.read(&mut [0])?, 0);
+    drop(second);
+    std::thread::sleep(Duration::from_millis(50));
+    Ok(())
+}
+
+/// A program beside the test, with its folder.
+pub struct Server {
+    pub daemon: Daemon,
+    _folder: Folder,
+}
+
+impl Server {
+    /// Starts `command` as it stands.
+    pub fn start(name: &str, command: Command) -> Result<Self> {
+        let folder = Folder::new(name)?;
+        Ok(Self { daemon: Daemon::start(name, command, folder.path())?, _folder: folder })
+    }
+
+    /// `socat` between these two addresses; `command` is the program, here or in a namespace.
+    pub fn socat(mut command: Command, from: &str, to: &str) -> Result<Self> {
+        command.args([from, to]);
+        Self::start("socat", command)
+    }
+
+    /// The program of this name in our own namespace.
+    pub fn command(program: &str) -> Result<Command> {
+        Ok(Command::new(place::program(program).with_context(|| format!("no {program}"))?))
+    }
+}
