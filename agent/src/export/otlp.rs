@@ -16,6 +16,7 @@ use opentelemetry_proto::tonic::collector::{
 use prost::Message as _;
 use std::{
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 use tonic::{
@@ -26,14 +27,20 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-/// Sends batches one after the other, each until the collector has answered.
+/// Sends batches, each until the collector has answered.
 pub struct Otlp {
     client: Grpc<Channel>,
     metadata: MetadataMap,
     settings: config::Otlp,
+    news: Mutex<News>,
+}
+
+/// What the user was told of the collector, so that nothing is told twice.
+#[derive(Default)]
+struct News {
     outage: Option<Outage>,
-    /// Last refusal that was told, so that each is told once.
-    told: String,
+    /// The last refusal.
+    refusal: String,
 }
 
 /// A time in which no batch gets through.
@@ -61,11 +68,11 @@ impl Otlp {
         if settings.compression == Compression::Gzip {
             client = client.send_compressed(CompressionEncoding::Gzip);
         }
-        Ok(Self { client, metadata: metadata(settings), settings: settings.clone(), outage: None, told: String::new() })
+        Ok(Self { client, metadata: metadata(settings), settings: settings.clone(), news: Mutex::default() })
     }
 
     /// Sends a batch, and again while the collector is away; `waiting` batches are behind it.
-    pub async fn export(&mut self, block: Block, waiting: usize) {
+    pub async fn export(&self, block: Block, waiting: usize) {
         let mut pause = self.settings.retry_initial.0;
         loop {
             match self.send(&block).await {
@@ -93,14 +100,15 @@ impl Otlp {
         }
     }
 
-    async fn send(&mut self, block: &Block) -> Result<Answer, Status> {
+    async fn send(&self, block: &Block) -> Result<Answer, Status> {
         let timeout = self.settings.timeout.0;
         let mut request = Request::new(block.bytes.clone());
         *request.metadata_mut() = self.metadata.clone();
+        let mut client = self.client.clone();
         let call = async {
-            let ready = self.client.ready().await;
+            let ready = client.ready().await;
             ready.map_err(|error| Status::from_error(Box::new(error)))?;
-            self.client.unary(request, http::uri::PathAndQuery::from_static(path(block.signal)), Raw).await
+            client.unary(request, http::uri::PathAndQuery::from_static(path(block.signal)), Raw).await
         };
         let response = tokio::time::timeout(timeout, call)
             .await
@@ -108,8 +116,13 @@ impl Otlp {
         Ok(answer(block.signal, response.into_inner()))
     }
 
-    fn failed(&mut self, status: &Status, waiting: usize) {
-        let outage = self.outage.get_or_insert(Outage { since: Instant::now(), tries: 0 });
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, status: &Status, waiting: usize) {
+        let mut news = self.news();
+        let outage = news.outage.get_or_insert(Outage { since: Instant::now(), tries: 0 });
         outage.tries += 1;
         if outage.tries == 1 {
             tracing::warn!(
@@ -122,8 +135,8 @@ impl Otlp {
         }
     }
 
-    fn recovered(&mut self) {
-        if let Some(outage) = self.outage.take() {
+    fn recovered(&self) {
+        if let Some(outage) = self.news().outage.take() {
             let seconds = Duration::from_secs(outage.since.elapsed().as_secs());
             tracing::info!(
                 "{} answers again, after {} tries in {}",
@@ -135,10 +148,11 @@ impl Otlp {
     }
 
     /// Warns, but not for the same reason again.
-    fn tell(&mut self, what: &str, reason: &str) {
-        if reason != self.told {
+    fn tell(&self, what: &str, reason: &str) {
+        let mut news = self.news();
+        if reason != news.refusal {
             tracing::warn!("{} {what}: {reason}; this is told once, the ledger counts on", self.settings.endpoint);
-            reason.clone_into(&mut self.told);
+            reason.clone_into(&mut news.refusal);
         }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::report::{Goal, Report};
 use crate::sink::Sink;
-use crate::watch::{Contest, Outcome, SETTLE, agent, cpu, memory};
+use crate::watch::{Contest, Outcome, SETTLE, Work, agent, cpu, memory};
 
 const SECONDS: u32 = 3;
 const ROUNDS: usize = 5;
@@ -30,13 +30,18 @@ pub fn kept(report: &mut Report) -> Result<()> {
         peers: &[("tcplife", &[])],
         probes: "network",
         rounds: ROUNDS,
-        work: &|| Ok(nginx.load(SECONDS, true)?.rate),
+        work: &|| {
+            let load = nginx.load(SECONDS, true)?;
+            Ok(Work { rate: load.rate, p99: load.p99_ms })
+        },
         each: f64::from(SECONDS),
     };
-    let Outcome { alone, kept, cpu, memory } = contest.run()?;
+    let Outcome { alone, kept, p99, undelivered, cpu, memory } = contest.run()?;
     let mut add =
         |what: String, unit, goal, values: &[(&str, f64)]| report.add(what, unit, values[0].1, goal, &values[1..]);
-    add(format!("connection per request kept, of {alone:.0}/s"), "", Goal::AtLeast(0.97), &kept);
+    add(format!("connection per request kept, of {:.0}/s", alone.rate), "", Goal::AtLeast(0.97), &kept);
+    add(format!("P99 of such a request, of {:.2} ms, times", alone.p99), "", Goal::None, &p99);
+    add("events and spans not delivered, by the ledger".into(), "", Goal::AtMost(0.0), &[("leaf", undelivered as f64)]);
     let share: Vec<_> = cpu.iter().map(|(name, micros)| (*name, micros / 1e6)).collect();
     add("CPU of the watcher, of one core".into(), "", Goal::None, &share);
     add("memory under the load".into(), "MB", Goal::AtMost(50.0), &memory);
@@ -52,12 +57,13 @@ pub fn transfer(report: &mut Report) -> Result<()> {
     command.args(["--server", "--forceflush", "--bind", "127.0.0.1", "--port"]).arg(port.to_string());
     let mut server = Daemon::start("iperf3", command, folder.path())?;
     server.wait_until("a listening socket", PATIENCE, |server| server.stdout().contains("listening"))?;
-    let transfer = || -> Result<f64> {
+    let transfer = || -> Result<Work> {
         let mut command = Command::new(&program);
         command.args(["--client", "127.0.0.1", "--json", "--time"]).arg(SECONDS.to_string());
         let output = command.arg("--port").arg(port.to_string()).output()?;
         let said: Value = serde_json::from_slice(&output.stdout)?;
-        said["end"]["sum_received"]["bits_per_second"].as_f64().with_context(|| format!("iperf3: {said}"))
+        let rate = said["end"]["sum_received"]["bits_per_second"].as_f64();
+        Ok(Work::at(rate.with_context(|| format!("iperf3: {said}"))?))
     };
     let contest = Contest {
         peers: &[("tcplife", &[])],
@@ -68,7 +74,7 @@ pub fn transfer(report: &mut Report) -> Result<()> {
     };
     let Outcome { alone, kept, .. } = contest.run()?;
     report.add(
-        format!("bulk transfer kept, of {:.1} Gbit/s", alone / 1e9),
+        format!("bulk transfer kept, of {:.1} Gbit/s", alone.rate / 1e9),
         "",
         kept[0].1,
         Goal::AtLeast(0.99),
@@ -106,7 +112,7 @@ pub fn lost(report: &mut Report) -> Result<()> {
             &[],
         );
     }
-    let unsent = line.attempted - line.outcome("delivered") - line.outcome("filtered");
+    let unsent = line.undelivered();
     report.add("network events not delivered, by the ledger", "", unsent as f64, Goal::AtMost(0.0), &[]);
     report.add("CPU of the agent per connection (2 ends)", "µs", cpu / 1e3 / f64::from(COUNT), Goal::None, &[]);
     report.add("RSS after so many connections", "MB", memory, Goal::AtMost(50.0), &[]);
@@ -146,7 +152,7 @@ pub fn open(report: &mut Report) -> Result<()> {
     let missing = 2.0 * PAIRS as f64 - records.iter().filter(whole).count() as f64;
     report.add(format!("RSS with {} connections in the table", 2 * PAIRS), "MB", memory, Goal::AtMost(50.0), &[]);
     report.add("of them closed without owner or begin, or lost", "", missing, Goal::AtMost(0.0), &[]);
-    let unsent = line.attempted - line.outcome("delivered") - line.outcome("filtered");
+    let unsent = line.undelivered();
     report.add("their events not delivered, by the ledger", "", unsent as f64, Goal::AtMost(0.0), &[]);
     Ok(())
 }

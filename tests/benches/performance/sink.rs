@@ -15,16 +15,28 @@ use tokio::net::{TcpListener, TcpStream};
 /// Bytes of a gRPC message before the message: compression flag and length.
 const PREFIX: usize = 5;
 
+/// Requests with log records.
+type Logs = Arc<Mutex<Vec<Vec<u8>>>>;
+
 /// A running receiver; it ends with the process.
 pub struct Sink {
     /// `http://127.0.0.1:port`
     pub endpoint: String,
-    logs: Arc<Mutex<Vec<Vec<u8>>>>,
+    logs: Logs,
 }
 
 impl Sink {
     /// Listens on a free port of loopback.
     pub fn start() -> Result<Self> {
+        Self::start_with(true)
+    }
+
+    /// The same, but it keeps nothing, which costs less.
+    pub fn forgetful() -> Result<Self> {
+        Self::start_with(false)
+    }
+
+    fn start_with(keeps: bool) -> Result<Self> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let endpoint = format!("http://{}", listener.local_addr()?);
@@ -36,18 +48,13 @@ impl Sink {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
                     let (stream, _) = listener.accept().await?;
-                    tokio::spawn(connection(stream, Arc::clone(&kept)));
+                    tokio::spawn(connection(stream, keeps.then(|| Arc::clone(&kept))));
                 }
                 #[allow(unreachable_code, reason = "names the error type")]
                 Ok::<(), std::io::Error>(())
             })
         })?;
         Ok(Self { endpoint, logs })
-    }
-
-    /// Forgets what it has received.
-    pub fn forget(&self) {
-        drop(std::mem::take(&mut *self.logs.lock().unwrap_or_else(PoisonError::into_inner)));
     }
 
     /// Takes the log records received so far.
@@ -64,7 +71,7 @@ impl Sink {
     }
 }
 
-async fn connection(stream: TcpStream, logs: Arc<Mutex<Vec<Vec<u8>>>>) -> Result<(), h2::Error> {
+async fn connection(stream: TcpStream, logs: Option<Logs>) -> Result<(), h2::Error> {
     let mut connection = server::Builder::new()
         .initial_window_size(1 << 24)
         .initial_connection_window_size(1 << 24)
@@ -72,7 +79,7 @@ async fn connection(stream: TcpStream, logs: Arc<Mutex<Vec<Vec<u8>>>>) -> Result
         .await?;
     while let Some(request) = connection.accept().await {
         let (request, respond) = request?;
-        tokio::spawn(answer(request, respond, Arc::clone(&logs)));
+        tokio::spawn(answer(request, respond, logs.clone()));
     }
     Ok(())
 }
@@ -80,19 +87,19 @@ async fn connection(stream: TcpStream, logs: Arc<Mutex<Vec<Vec<u8>>>>) -> Result
 async fn answer(
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
-    logs: Arc<Mutex<Vec<Vec<u8>>>>,
+    logs: Option<Logs>,
 ) -> Result<(), h2::Error> {
-    let is_logs = request.uri().path().contains("LogsService");
+    let logs = logs.filter(|_| request.uri().path().contains("LogsService"));
     let mut body = request.into_body();
     let mut bytes = Vec::new();
     while let Some(chunk) = body.data().await {
         let chunk = chunk?;
         body.flow_control().release_capacity(chunk.len())?;
-        if is_logs {
+        if logs.is_some() {
             bytes.extend_from_slice(&chunk);
         }
     }
-    if is_logs {
+    if let Some(logs) = logs {
         logs.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
     }
     let mut response = Response::new(());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use leaf_tests::agent::AgentProcess;
 use leaf_tests::daemon::Daemon;
+use leaf_tests::ledger::Line;
 use leaf_tests::peer;
 use leaf_tests::place::Folder;
 use rustix::process::Signal;
@@ -34,6 +35,22 @@ pub fn agent_with(sink: &Sink, probes: &str, more: &[(&str, &str)]) -> Result<Ag
     Ok(agent)
 }
 
+/// How fast the work was done.
+#[derive(Clone, Copy)]
+pub struct Work {
+    /// Things a second.
+    pub rate: f64,
+    /// 99 of 100 of them took less; NaN if that is not known. Any unit.
+    pub p99: f64,
+}
+
+impl Work {
+    /// Work of which only the rate is known.
+    pub fn at(rate: f64) -> Self {
+        Self { rate, p99: f64::NAN }
+    }
+}
+
 /// Who is to be compared, and at what.
 pub struct Contest<'a> {
     /// Programs and their arguments; those that are not there take no part.
@@ -42,18 +59,22 @@ pub struct Contest<'a> {
     pub probes: &'a str,
     /// Measurements of each.
     pub rounds: usize,
-    /// Does the work; returns its rate.
-    pub work: &'a dyn Fn() -> Result<f64>,
+    /// Does the work.
+    pub work: &'a dyn Fn() -> Result<Work>,
     /// Things that one call of `work` does, or for a rate over a fixed time, the seconds: CPU time is per thing.
     pub each: f64,
 }
 
 /// Medians of all rounds, the agent's first, then the peers', then nobody's.
 pub struct Outcome<'a> {
-    /// The rate while nobody watches.
-    pub alone: f64,
+    /// The work while nobody watches.
+    pub alone: Work,
     /// What is left of it, each round compared with the rates before and after.
     pub kept: Vec<(&'a str, f64)>,
+    /// By how much P99 has grown, in the same way.
+    pub p99: Vec<(&'a str, f64)>,
+    /// Signals of the agent that were not delivered, in all rounds.
+    pub undelivered: u64,
     /// µs of the watcher's CPU time for each thing done.
     pub cpu: Vec<(&'a str, f64)>,
     /// RSS after the work, MB.
@@ -64,6 +85,8 @@ pub struct Outcome<'a> {
 #[derive(Default)]
 struct Costs {
     kept: Vec<f64>,
+    p99: Vec<f64>,
+    undelivered: u64,
     memory: Vec<f64>,
     cpu: Vec<f64>,
 }
@@ -82,12 +105,18 @@ impl Watcher {
         }
     }
 
-    fn stop(self) -> Result<()> {
+    /// Returns how many signals were not delivered, as far as the watcher counts them.
+    fn stop(self) -> Result<u64> {
         match self {
-            Self::Agent(agent) => agent.terminate(PATIENCE).map(drop),
+            Self::Agent(agent) => {
+                let stderr = agent.terminate(PATIENCE)?.stderr;
+                let lines = ["network events", "network spans", "process events", "process spans"];
+                Ok(lines.iter().filter_map(|what| Line::of(&stderr, what).ok()).map(|line| line.undelivered()).sum())
+            }
             Self::Peer(mut peer) => {
                 peer.signal(Signal::INT)?;
-                peer.wait(PATIENCE).map(drop)
+                peer.wait(PATIENCE)?;
+                Ok(0)
             }
         }
     }
@@ -96,36 +125,41 @@ impl Watcher {
 impl<'a> Contest<'a> {
     /// Runs all rounds.
     pub fn run(&self) -> Result<Outcome<'a>> {
-        let sink = Sink::start()?;
+        let sink = Sink::forgetful()?;
         let peers = self.peers.iter().map(|(name, _)| *name).filter(|name| peer::available(name));
         let names: Vec<&'a str> = std::iter::once(OURS).chain(peers).chain([NOBODY]).collect();
         let mut costs: Vec<Costs> = names.iter().map(|_| Costs::default()).collect();
-        let mut rates = Vec::new();
+        let mut alone = Vec::new();
         let mut before = (self.work)()?;
         for _ in 0..self.rounds {
             for (name, costs) in names.iter().zip(&mut costs) {
-                let rate = self.watched(name, &sink, costs)?;
+                let watched = self.watched(name, &sink, costs)?;
                 let after = (self.work)()?;
-                costs.kept.push(rate / f64::midpoint(before, after));
-                rates.push(after);
+                costs.kept.push(watched.rate / f64::midpoint(before.rate, after.rate));
+                costs.p99.push(watched.p99 / f64::midpoint(before.p99, after.p99));
+                alone.push(after);
                 before = after;
             }
-            sink.forget();
         }
         let median_of = |of: fn(&Costs) -> &Vec<f64>| {
             let medians = names.iter().zip(costs.iter().map(|costs| median(of(costs).clone())));
             medians.map(|(name, median)| (*name, median)).filter(|(_, median)| !median.is_nan()).collect()
         };
         Ok(Outcome {
-            alone: median(rates),
+            alone: Work {
+                rate: median(alone.iter().map(|work| work.rate).collect()),
+                p99: median(alone.iter().map(|work| work.p99).collect()),
+            },
             kept: median_of(|costs| &costs.kept),
+            p99: median_of(|costs| &costs.p99),
+            undelivered: costs[0].undelivered,
             cpu: median_of(|costs| &costs.cpu),
             memory: median_of(|costs| &costs.memory),
         })
     }
 
-    /// The rate of the work while `name` watches.
-    fn watched(&self, name: &str, sink: &Sink, costs: &mut Costs) -> Result<f64> {
+    /// The work while `name` watches.
+    fn watched(&self, name: &str, sink: &Sink, costs: &mut Costs) -> Result<Work> {
         if name == NOBODY {
             std::thread::sleep(SETTLE);
             return (self.work)();
@@ -134,11 +168,11 @@ impl<'a> Contest<'a> {
         let watcher = self.start(name, sink, &folder)?;
         std::thread::sleep(SETTLE);
         let cpu_before = cpu(watcher.pid())?;
-        let rate = (self.work)()?;
+        let work = (self.work)()?;
         costs.cpu.push((cpu(watcher.pid())? - cpu_before) / 1e3 / self.each);
         costs.memory.push(memory(watcher.pid())?);
-        watcher.stop()?;
-        Ok(rate)
+        costs.undelivered += watcher.stop()?;
+        Ok(work)
     }
 
     fn start(&self, name: &str, sink: &Sink, folder: &Folder) -> Result<Watcher> {

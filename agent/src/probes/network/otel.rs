@@ -23,7 +23,10 @@ use crate::{
     probes::Output,
 };
 use agent_common::network::{Counts, Dns, Owner};
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 /// Whose connection it is, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +44,47 @@ pub struct Whose<'a> {
 /// Memory for texts, used again.
 #[derive(Debug, Default)]
 pub struct Texts {
-    source: String,
-    destination: String,
+    source: AddressText,
+    destination: AddressText,
+    entity: String,
     error: String,
+}
+
+/// The text of the address that was asked for last: a connection's events and its span have the same.
+#[derive(Debug, Default)]
+struct AddressText {
+    of: Option<IpAddr>,
+    text: String,
+}
+
+impl AddressText {
+    fn of(&mut self, address: IpAddr) -> &str {
+        if self.of != Some(address) {
+            self.of = Some(address);
+            self.text.clear();
+            match address {
+                IpAddr::V4(address) => push_ipv4(&mut self.text, address),
+                IpAddr::V6(address) => drop(write!(self.text, "{address}")),
+            }
+        }
+        &self.text
+    }
+}
+
+/// As `Display` writes it, at a fifth of the time.
+fn push_ipv4(text: &mut String, address: Ipv4Addr) {
+    for (at, byte) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            text.push('.');
+        }
+        if byte >= 100 {
+            text.push(char::from(b'0' + byte / 100));
+        }
+        if byte >= 10 {
+            text.push(char::from(b'0' + byte / 10 % 10));
+        }
+        text.push(char::from(b'0' + byte % 10));
+    }
 }
 
 /// `tcp_connect` of a connection that there is, or `tcp_accept`.
@@ -171,18 +212,18 @@ pub fn dns_query(
 pub fn trouble(news: &News, value: &str, process: Option<&Process>, time: u64, texts: &mut Texts, out: &mut Output) {
     let (name, interface) = (news.event(), String::from_utf8_lossy(until_nul(&news.trouble.interface)));
     let [local, remote] = both(&news.trouble.ends);
-    texts.source.clear();
+    texts.entity.clear();
     let _ = match news.is_of_socket() {
-        true => write!(texts.source, "{local}-{remote}"),
+        true => write!(texts.entity, "{local}-{remote}"),
         // A packet that belongs to no interface any more.
-        false if interface.is_empty() && news.key.namespace == 0 => write!(texts.source, "node"),
-        false if interface.is_empty() => write!(texts.source, "netns:{}", news.key.namespace),
-        false => write!(texts.source, "{interface}"),
+        false if interface.is_empty() && news.key.namespace == 0 => write!(texts.entity, "node"),
+        false if interface.is_empty() => write!(texts.entity, "netns:{}", news.key.namespace),
+        false => write!(texts.entity, "{interface}"),
     };
     let event = LogEvent { name, time, observed: 0, span: SpanContext::default() };
     out.log(&event, |attributes| {
         attributes.text(key::EVENT_TYPE, name);
-        attributes.text(key::ENTITY_ID, &texts.source);
+        attributes.text(key::ENTITY_ID, &texts.entity);
         attributes.text(key::EVENT_VALUE, value);
         if let Some(known) = news.trouble.owner.known() {
             attributes.int(key::PROCESS_PID, known.pid.into());
@@ -273,13 +314,9 @@ fn who(attributes: &mut Attributes<'_>, known: Option<&Owner>, whose: &Whose<'_>
 
 fn ends(attributes: &mut Attributes<'_>, source: SocketAddr, destination: SocketAddr, texts: &mut Texts) {
     attributes.text(key::NETWORK_TYPE, if source.is_ipv4() { "ipv4" } else { "ipv6" });
-    texts.source.clear();
-    texts.destination.clear();
-    let _ = write!(texts.source, "{}", source.ip());
-    let _ = write!(texts.destination, "{}", destination.ip());
-    attributes.text(key::SOURCE_ADDRESS, &texts.source);
+    attributes.text(key::SOURCE_ADDRESS, texts.source.of(source.ip()));
     attributes.int(key::SOURCE_PORT, source.port().into());
-    attributes.text(key::DESTINATION_ADDRESS, &texts.destination);
+    attributes.text(key::DESTINATION_ADDRESS, texts.destination.of(destination.ip()));
     attributes.int(key::DESTINATION_PORT, destination.port().into());
 }
 
@@ -373,4 +410,23 @@ fn span(
         closing(attributes, connection.role, end);
     });
     texts.error = error;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_as_everybody_writes_it() {
+        let mut text = AddressText::default();
+        for byte in 0..=u8::MAX {
+            for address in [
+                IpAddr::from([byte, 0, 255 - byte, byte]),
+                IpAddr::from([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte]),
+            ] {
+                assert_eq!(text.of(address), address.to_string());
+                assert_eq!(text.of(address), address.to_string());
+            }
+        }
+    }
 }

@@ -6,7 +6,8 @@ use crate::otlp::SpanContext;
 use rustc_hash::FxHashMap;
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    net::IpAddr,
 };
 
 /// Connections remembered; the oldest is forgotten first.
@@ -46,7 +47,23 @@ impl Pairs {
     fn key(&self, connection: &Connection<'_>) -> u64 {
         let (source, destination) = (connection.source(), connection.destination());
         let namespace = if source.ip().is_loopback() { connection.tcp.namespace } else { 0 };
-        self.hasher.hash_one((source, destination, namespace))
+        let mut bytes = [0; 40];
+        for (end, at) in [source, destination].into_iter().zip([0, 18]) {
+            bytes[at..at + 16].copy_from_slice(&octets(end.ip()));
+            bytes[at + 16..at + 18].copy_from_slice(&end.port().to_ne_bytes());
+        }
+        bytes[36..].copy_from_slice(&namespace.to_ne_bytes());
+        // In one piece: a keyed hash costs by the piece.
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(&bytes);
+        hasher.finish()
+    }
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 
