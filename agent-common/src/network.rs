@@ -389,14 +389,18 @@ pub mod look {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
 pub struct Options {
-    /// Buckets of the table less one: a power of two less one.
+    /// Buckets of the table but for the overflow, less one: a power of two less one.
     pub bucket_mask: u32,
+    /// Buckets behind those for what finds them full, less one: a power of two less one.
+    pub overflow_mask: u32,
     /// Not 0: send the answers of name servers.
     pub dns: u32,
     /// Not 0: these are events.
     pub dns_events: u32,
     /// Not 0: count UDP flows.
     pub udp_flows: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// Time from which on a send or a receive is a stall, ns.
     pub stall_ns: u64,
     /// System calls that may block on a socket: bit by number.
@@ -405,8 +409,16 @@ pub struct Options {
 
 impl Options {
     /// Until the loader says otherwise.
-    pub const NOTHING: Self =
-        Self { bucket_mask: 0, dns: 0, dns_events: 0, udp_flows: 0, stall_ns: 0, calls: [0; CALLS / 64] };
+    pub const NOTHING: Self = Self {
+        bucket_mask: 0,
+        overflow_mask: 0,
+        dns: 0,
+        dns_events: 0,
+        udp_flows: 0,
+        reserved: 0,
+        stall_ns: 0,
+        calls: [0; CALLS / 64],
+    };
 }
 
 /// Numbers of system calls are below this on every architecture that Leaf runs on.

@@ -23,4 +23,5 @@ pub mod pipeline;
 pub mod place;
 pub mod skip;
 pub mod ss;
+pub mod tshark;
 pub mod workload;

@@ -1,7 +1,8 @@
 //! A network namespace of a test's own, joined to ours by a pair of interfaces.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -61,6 +62,15 @@ impl Namespace {
     #[must_use]
     pub fn interface(&self) -> String {
         format!("leaf{}", self.number)
+    }
+
+    /// Number of the namespace: the inode of its file.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn inode(&self) -> Result<u64> {
+        let path = Path::new("/run/netns").join(&self.name);
+        Ok(fs::metadata(&path).with_context(|| format!("no {}", path.display()))?.ino())
     }
 
     /// A command that runs inside.

@@ -6,4 +6,5 @@ mod life;
 mod owner;
 mod pipeline;
 mod trouble;
+mod truth;
 mod watch;

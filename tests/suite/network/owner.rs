@@ -28,7 +28,7 @@ fn the_owner_is_who_handles_the_connection_and_not_who_accepted_it() -> Result<(
     // It accepts, and forks a child for the connection, which forks the one that calls the shell.
     let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr");
     let parent = "SYSTEM:read -r pid name state parent rest < /proc/$PPID/stat; echo $parent";
-    let server = Server::socat(Server::command("socat")?, &listen, parent)?;
+    let server = Server::socat(Server::command("socat")?, &[&listen, parent])?;
     let mut client = connect_soon(&format!("127.0.0.1:{port}"))?;
     let source = client.local_addr()?;
     let mut said = String::new();

@@ -15,8 +15,8 @@ use crate::watch::{
     NETNS, ROOT, SERVERS, STOP, Server, all_events, connect, connect_soon, one, read_exactly, watching,
 };
 
-/// The value of trouble events of one entity, `WHAT:count`, by what.
-fn troubles<'a>(events: &'a [Value], kind: &str, entity: &str) -> BTreeMap<&'a str, u64> {
+/// The values of trouble events of one entity, `WHAT:count`, by what.
+pub fn troubles<'a>(events: &'a [Value], kind: &str, entity: &str) -> BTreeMap<&'a str, u64> {
     let mut sums = BTreeMap::new();
     for event in events.iter().filter(|event| event["type"] == kind && event["entity_id"] == entity) {
         assert_eq!(event["event_type"], kind, "{event}");
@@ -34,8 +34,7 @@ fn packets_that_are_lost_are_told_as_retransmits_of_the_connection_and_of_the_in
     const BYTES: usize = 2_000_000;
     let namespace = Namespace::new()?;
     let port = 9000;
-    let listen = format!("TCP-LISTEN:{port},reuseaddr,fork");
-    let server = Server::socat(namespace.command("socat")?, &listen, "OPEN:/dev/null")?;
+    let server = Server::reader(&namespace, port)?;
     let address = format!("{}:{port}", namespace.there());
     drop(connect_soon(&address)?);
     let rule = "table ip leaf { chain in { type filter hook input priority 0\npolicy accept\n\
@@ -77,7 +76,7 @@ fn an_interface_and_a_namespace_that_vanish_do_not_disturb() -> Result<()> {
         return Ok(());
     }
     let namespace = Namespace::new()?;
-    let server = Server::socat(namespace.command("socat")?, "TCP-LISTEN:9000,reuseaddr,fork", "OPEN:/dev/null")?;
+    let server = Server::reader(&namespace, 9000)?;
     let agent = watching(&[("LEAF_NETWORK_REPORT_INTERVAL", "200ms"), ("LEAF_NETWORK_TROUBLE_INTERVAL", "200ms")])?;
     let mut client = connect_soon(&format!("{}:9000", namespace.there()))?;
     let source = client.local_addr()?;

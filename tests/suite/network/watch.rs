@@ -7,15 +7,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use leaf_tests::agent::AgentProcess;
+use leaf_tests::agent::{AgentProcess, Finished};
 use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
+use leaf_tests::netns::Namespace;
 use leaf_tests::place::{self, Folder};
 use serde_json::Value;
 
 pub const ROOT: &str = "eBPF takes root";
 pub const NETNS: &str = "no network namespaces: they take root and iproute2";
-pub const SERVERS: &str = "no socat, nft or dnsmasq: run `cargo xtask setup --tests`";
+pub const SERVERS: &str = "no socat, nft, dnsmasq or tshark: run `cargo xtask setup --tests`";
 
 /// For an agent to start or stop, a server to answer.
 pub const STOP: Duration = Duration::from_secs(20);
@@ -35,7 +36,11 @@ pub fn started(env: &[(&str, &str)], said: &str) -> Result<AgentProcess> {
 
 /// All events that the agent has printed, after it has ended in order and lost nothing.
 pub fn all_events(agent: AgentProcess) -> Result<Vec<Value>> {
-    let finished = agent.terminate(STOP)?;
+    events_of(&agent.terminate(STOP)?)
+}
+
+/// The same of an agent that has ended.
+pub fn events_of(finished: &Finished) -> Result<Vec<Value>> {
     ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
     Line::of(&finished.stderr, "network events")?.assert_all_delivered();
     let data = |line: &str| -> Result<Value> {
@@ -107,10 +112,16 @@ impl Server {
         Ok(Self { daemon: Daemon::start(name, command, folder.path())?, _folder: folder })
     }
 
-    /// `socat` between these two addresses; `command` is the program, here or in a namespace.
-    pub fn socat(mut command: Command, from: &str, to: &str) -> Result<Self> {
-        command.args([from, to]);
+    /// `socat` with these arguments; `command` is the program, here or in a namespace.
+    pub fn socat(mut command: Command, arguments: &[&str]) -> Result<Self> {
+        command.args(arguments);
         Self::start("socat", command)
+    }
+
+    /// In a namespace, a server at this port that reads all and says nothing.
+    pub fn reader(namespace: &Namespace, port: u16) -> Result<Self> {
+        let listen = format!("TCP-LISTEN:{port},fork,reuseaddr");
+        Self::socat(namespace.command("socat")?, &["-u", &listen, "OPEN:/dev/null"])
     }
 
     /// The program of this name in our own namespace.

@@ -33,6 +33,7 @@ pub const TESTED_WITH: Packages = Packages {
         Program { name: "socat", package: "socat" },
         Program { name: "nft", package: "nftables" },
         Program { name: "dnsmasq", package: "dnsmasq-base" },
+        Program { name: "tshark", package: "tshark" },
     ],
 };
 
@@ -85,9 +86,13 @@ impl Step for Unpacked {
     }
 
     fn is_ready(&self) -> bool {
-        self.programs
-            .iter()
-            .all(|program| self.script(program).is_file() && unpacked(&self.place(), program.name).is_some())
+        self.programs.iter().all(|program| {
+            let inside = unpacked(&self.place(), program.name);
+            inside.is_some_and(|inside| {
+                let script = script_for(self.packages.folder, &inside);
+                fs::read_to_string(self.script(program)).is_ok_and(|text| text == script)
+            })
+        })
     }
 
     fn install(&self) -> Result<()> {
@@ -118,10 +123,11 @@ fn script_for(folder: &str, inside: &Path) -> String {
         "#!/bin/sh\n\
          # Written by `cargo xtask setup`.\n\
          unpacked=$(dirname \"$0\")/../{folder}\n\
-         export LD_LIBRARY_PATH=\"$unpacked/usr/lib/{}-linux-gnu${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"\n\
+         libraries=$unpacked/usr/lib/{arch}-linux-gnu:$unpacked/lib/{arch}-linux-gnu\n\
+         export LD_LIBRARY_PATH=\"$libraries${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"\n\
          exec \"$unpacked/{}\" \"$@\"\n",
-        env::consts::ARCH,
-        inside.display()
+        inside.display(),
+        arch = env::consts::ARCH,
     )
 }
 

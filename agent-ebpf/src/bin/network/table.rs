@@ -9,21 +9,23 @@ use aya_ebpf::{macros::map, maps::Array};
 #[map]
 static CONNECTIONS: Array<Bucket> = Array::with_max_entries(1, 0);
 
-/// Cookies are given in runs, so that neighbours fill a bucket in turn.
+/// Cookies are given in runs: neighbours share a bucket, and runs lie in memory one behind the other.
 #[inline(always)]
-fn first_bucket(key: u64) -> u32 {
-    (key / SLOTS as u64) as u32 & constant!(OPTIONS.bucket_mask)
+fn first_bucket(key: u64) -> Option<*mut Bucket> {
+    CONNECTIONS.get_ptr_mut((key / SLOTS as u64) as u32 & constant!(OPTIONS.bucket_mask))
 }
 
-/// Where a connection goes whose first bucket is full (Fibonacci hashing).
+/// Where a connection goes whose first bucket is full, for an old one is in it
+/// (Fibonacci hashing): behind all the others, for runs fill those to the last slot.
 #[inline(always)]
-fn second_bucket(key: u64) -> u32 {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & constant!(OPTIONS.bucket_mask)
+fn second_bucket(key: u64) -> Option<*mut Bucket> {
+    let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32;
+    CONNECTIONS.get_ptr_mut(constant!(OPTIONS.bucket_mask) + 1 + (hash & constant!(OPTIONS.overflow_mask)))
 }
 
 #[inline(always)]
 pub fn find(key: u64) -> Option<*mut Connection> {
-    let bucket = CONNECTIONS.get_ptr_mut(first_bucket(key))?;
+    let bucket = first_bucket(key)?;
     // SAFETY: an array's value lives as long as the map.
     unsafe {
         let usual = usual_slot(bucket, key);
@@ -33,14 +35,14 @@ pub fn find(key: u64) -> Option<*mut Connection> {
         if let Some(entry) = scan(bucket, key) {
             return Some(entry);
         }
-        scan(CONNECTIONS.get_ptr_mut(second_bucket(key))?, key)
+        scan(second_bucket(key)?, key)
     }
 }
 
 /// A new entry, all 0 but for its key; `None` if both buckets are full.
 #[inline(always)]
 pub fn insert(key: u64) -> Option<*mut Connection> {
-    let bucket = CONNECTIONS.get_ptr_mut(first_bucket(key))?;
+    let bucket = first_bucket(key)?;
     // SAFETY: an array's value lives as long as the map. Two CPUs that take
     // the same entry: the later one has it, the other is not held.
     unsafe {
@@ -50,7 +52,7 @@ pub fn insert(key: u64) -> Option<*mut Connection> {
         } else if let Some(entry) = scan(bucket, 0) {
             entry
         } else {
-            scan(CONNECTIONS.get_ptr_mut(second_bucket(key))?, 0)?
+            scan(second_bucket(key)?, 0)?
         };
         core::ptr::write_bytes(entry.cast::<u8>(), 0, size_of::<Connection>());
         (*entry).key = key;

@@ -2,7 +2,7 @@
 
 use super::decode::address;
 use agent_common::network::{Counts, Ends, Owner, Tcp, missing, role, state};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 /// Which end of a connection a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +200,20 @@ impl<'a> Connection<'a> {
         })
     }
 
+    /// Bytes both ways, of [`Self::news`], that went over it in the last `interval`: a
+    /// connection is first told of when it is older than that, and is then assumed to have been even.
+    #[must_use]
+    pub fn recent_bytes(&self, interval: Duration) -> u64 {
+        let bytes = self.news().map_or(0, |news| news.sent_bytes + news.received_bytes);
+        let interval = interval.as_nanos();
+        match self.age().map(u128::from) {
+            Some(age) if age > interval && self.tcp.reported == Counts::default() => {
+                (u128::from(bytes) * interval / age) as u64
+            }
+            _ => bytes,
+        }
+    }
+
     /// Smoothed and smallest round-trip time, ns; `None` before the first was measured.
     #[must_use]
     pub fn rtt(&self) -> Option<(u64, u64)> {
@@ -304,6 +318,18 @@ mod tests {
             tcp.missing = missing::END;
             assert_eq!(Connection::new(&tcp, |_, _| false).end_of(), End::Unknown);
         }
+    }
+
+    #[test]
+    fn what_went_over_a_connection_before_the_interval_is_no_recent_traffic() {
+        let mut tcp = closed(state::ESTABLISHED, 0);
+        (tcp.begin_ns, tcp.time_ns, tcp.counts.sent_bytes) = (1_000, 1_000 + 20_000_000_000, 600);
+        let recent = |tcp: &Tcp| Connection::new(tcp, |_, _| false).recent_bytes(Duration::from_secs(10));
+        assert_eq!(recent(&tcp), 300);
+        tcp.reported.sent_bytes = 100;
+        assert_eq!(recent(&tcp), 500);
+        tcp.time_ns = 6_000_000_000;
+        assert_eq!(recent(&tcp), 500);
     }
 
     #[test]

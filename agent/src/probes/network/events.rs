@@ -69,7 +69,7 @@ impl NetworkRoom {
         total.closed(&connection, end);
         if let Some(news) = connection.news() {
             total.moved(&connection, &news);
-            moved(&mut self.bandwidth, &tcp.owner, &whose, news.sent_bytes + news.received_bytes);
+            moved(&mut self.bandwidth, &tcp.owner, &whose, connection.recent_bytes(self.options.report_interval.0));
         }
         match end {
             End::Failed(error) => otel::failed(&connection, error, &whose, &clock, &mut self.texts, out),
@@ -111,7 +111,7 @@ impl NetworkRoom {
         // What is over the rate is counted; what is excluded is not.
         if outcome != Err(Unsent::Filtered) {
             total(&mut self.traffic, &tcp.owner, &whose).moved(&connection, &news);
-            moved(&mut self.bandwidth, &tcp.owner, &whose, news.sent_bytes + news.received_bytes);
+            moved(&mut self.bandwidth, &tcp.owner, &whose, connection.recent_bytes(self.options.report_interval.0));
         }
         if out.admit(outcome) {
             otel::flow(&connection, news, &whose, &clock, &mut self.texts, out);

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes as _;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Connections that the kernel's table holds, 104 bytes each.
+    /// Connections that the kernel's table holds, 120 to 240 bytes each.
     pub connections: u32,
     /// Time between two reports of a connection that lives long.
     pub report_interval: Period,
@@ -55,11 +55,13 @@ impl Default for Options {
     }
 }
 
-/// Buckets for so many connections: a power of two, so that the table is at most four fifths full.
-fn buckets(connections: u32) -> u32 {
+/// Buckets for so many connections, a power of two, so that they are at most four
+/// fifths full; and an eighth of that for the overflow.
+fn buckets(connections: u32) -> [u32; 2] {
     let slots = u64::from(connections) * 5 / 4;
     let buckets = slots.div_ceil(SLOTS as u64).max(1).next_power_of_two();
-    u32::try_from(buckets).unwrap_or(1 << 31)
+    let buckets = u32::try_from(buckets).unwrap_or(1 << 31);
+    [buckets, (buckets / 8).max(1)]
 }
 
 /// The system calls that may block on a socket, bit by number. `io_uring_enter` is one
@@ -92,14 +94,16 @@ fn blocking_calls() -> [u64; CALLS / 64] {
 impl Options {
     /// Constants and sizes of the room's object, and the hooks that nothing needs.
     pub(super) fn tuning(&self) -> Tuning {
-        let buckets = buckets(self.connections);
+        let [buckets, overflow] = buckets(self.connections);
         let Options { dns, udp_flows, udp_table, stall_threshold, .. } = *self;
         let stalls = !stall_threshold.0.is_zero();
         let options = wire::Options {
             bucket_mask: buckets - 1,
+            overflow_mask: overflow - 1,
             dns: u32::from(dns != DnsOption::Off),
             dns_events: u32::from(dns == DnsOption::Events),
             udp_flows: u32::from(udp_flows),
+            reserved: 0,
             stall_ns: stall_threshold.0.as_nanos() as u64,
             calls: blocking_calls(),
         };
@@ -115,7 +119,7 @@ impl Options {
         Tuning {
             options: options.as_bytes().to_vec(),
             map_entries: vec![
-                ("CONNECTIONS", buckets),
+                ("CONNECTIONS", buckets + overflow),
                 (FLOWS, if udp_flows { udp_table } else { 1 }),
                 (IN_CALL, if stalls { THREADS } else { 1 }),
             ],
