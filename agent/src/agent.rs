@@ -114,7 +114,7 @@ impl Agent {
             );
             reports.push(report);
             ledgers.push(room_ledgers.clone());
-            running.push(Running { room: (room.new)(config), way, out, scope, ledgers: room_ledgers });
+            running.push(Running { name: room.name, room: (room.new)(config), way, out, scope, ledgers: room_ledgers });
         }
         // Nothing below needs the kernel's type information, which is large.
         drop(kernel);

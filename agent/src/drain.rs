@@ -87,6 +87,8 @@ impl Ledgers {
 
 /// A room with all that it needs to run.
 pub struct Running {
+    /// Name of the room.
+    pub name: &'static str,
     /// The room.
     pub room: Box<dyn Room>,
     /// Where its events come from.
@@ -326,7 +328,15 @@ impl Running {
 
     fn read_kernel(&mut self) {
         if let Way::Ring(attached) = &self.way {
-            self.ledgers.events.set_kernel(&attached.ring.ledger());
+            let (before, now) = (self.ledgers.events.read().ring_full, attached.ring.ledger());
+            if before == 0 && now.ring_full > 0 {
+                tracing::warn!(
+                    "{room}: its ring is full, {} events found no space: set rooms.{room}.ring_bytes higher; this is told once, the ledger counts on",
+                    now.ring_full,
+                    room = self.name,
+                );
+            }
+            self.ledgers.events.set_kernel(&now);
         }
     }
 }

@@ -72,3 +72,23 @@ impl Pipeline {
         Ok(Some(pipeline))
     }
 }
+
+/// What stands two levels down in a request as OTLP JSON.
+#[must_use]
+pub fn items(request: &[u8], resources: &str, scopes: &str, items: &str) -> Vec<Value> {
+    let request: Value = serde_json::from_slice(request).unwrap_or_default();
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    list(&request, resources)
+        .iter()
+        .flat_map(|resource| list(resource, scopes))
+        .flat_map(|scope| list(&scope, items))
+        .collect()
+}
+
+/// An attribute as text.
+#[must_use]
+pub fn attribute(of: &Value, key: &str) -> Option<String> {
+    let attributes = of["attributes"].as_array()?;
+    let value = &attributes.iter().find(|attribute| attribute["key"] == key)?["value"];
+    ["stringValue", "intValue"].iter().find_map(|kind| value[kind].as_str().map(str::to_owned))
+}

@@ -1,5 +1,5 @@
 //! A program that tests run to see it observed: `workload threads N MS CODE`
-//! keeps N threads busy for so many milliseconds, and one of them, not the first,
+//! keeps N threads busy for so many milliseconds of CPU time each, and one of them, not the first,
 //! ends the process with the code; `workload storm N PROGRAM` starts a program N
 //! times as fast as it can, one after the other, and prints the nanoseconds it took;
 //! `workload hold-socket` takes a socket from its standard input, says so with a byte,
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -103,13 +104,16 @@ fn hold_socket() -> std::io::Result<()> {
     })
 }
 
-/// Uses a CPU for some time.
-fn busy(time: Duration) {
-    let start = Instant::now();
-    let mut sum = 0u64;
-    while start.elapsed() < time {
-        for number in 0..10_000u64 {
-            sum = black_box(sum.wrapping_add(number));
+/// Works for so long by the thread's own clock, however busy the machine is.
+fn busy(work: Duration) {
+    let mut number = 0u64;
+    loop {
+        let spent = clock_gettime(ClockId::ThreadCPUTime);
+        if Duration::new(spent.tv_sec.unsigned_abs(), spent.tv_nsec.unsigned_abs() as u32) >= work {
+            break;
+        }
+        for _ in 0..1000 {
+            number = black_box(number.wrapping_mul(31).wrapping_add(7));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod datagram;
 mod life;
+mod limits;
 mod owner;
 mod pipeline;
 mod trouble;

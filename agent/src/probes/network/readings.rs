@@ -36,7 +36,13 @@ impl NetworkRoom {
             Ok(entries) => entries,
             Err(error) => return tracing::debug!("network: {error}"),
         };
-        self.flows_lost = programs.sum(FLOWS_LOST).unwrap_or(self.flows_lost);
+        let lost = programs.sum(FLOWS_LOST).unwrap_or(self.flows_lost);
+        if self.flows_lost == 0 && lost > 0 {
+            tracing::warn!(
+                "network: {lost} UDP packets found no place in the table of flows: set network.udp_table higher; this is told once, the metric leaf.network.udp.not_counted counts on"
+            );
+        }
+        self.flows_lost = lost;
         let entries: Vec<(FlowKey, Flow)> = entries
             .into_iter()
             .map(|(key, value): (FlowKeyWords, FlowWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
@@ -123,7 +129,13 @@ impl NetworkRoom {
             Ok(entries) => entries,
             Err(error) => return tracing::debug!("network: {error}"),
         };
-        self.troubles_lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
+        let lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
+        if self.troubles_lost == 0 && lost > 0 {
+            tracing::warn!(
+                "network: {lost} retransmits, errors or drops found no place in the table of them; this is told once, the metric leaf.network.troubles.lost counts on"
+            );
+        }
+        self.troubles_lost = lost;
         let entries: Vec<(TroubleKey, Trouble)> = entries
             .into_iter()
             .map(|(key, value): (KeyWords, TroubleWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
