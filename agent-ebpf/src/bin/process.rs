@@ -70,7 +70,7 @@ pub fn fork_btf(ctx: BtfTracePointContext) -> i32 {
     if pid != tgid {
         return 0;
     }
-    account(fork::<Typed>(child, pid, false))
+    account(fork(pid, |out, now, comm| unsafe { fill::<Typed>(out, kind::FORK, child, now, comm) }))
 }
 
 /// `task_newtask` and not `sched_process_fork`: only it tells a thread from a process.
@@ -84,7 +84,16 @@ pub fn fork_classic(ctx: TracePointContext) -> i32 {
     if flags & CLONE_THREAD != 0 {
         return 0;
     }
-    account(fork::<Probed>(core::ptr::null(), pid, flags & CLONE_PARENT != 0))
+    // The hook does not give the child. It inherits the caller's cgroup; its start is not known.
+    account(fork(pid, |out, now, comm| unsafe {
+        fill::<Probed>(out, kind::FORK, current(), now, comm);
+        if flags & CLONE_PARENT == 0 {
+            (*out).ppid = current_pid();
+            (*out).missing &= !missing::PARENT;
+        }
+        (*out).start_ns = 0;
+        (*out).missing |= missing::START;
+    }))
 }
 
 /// A thread ends; told once for a process, by its last one.
@@ -162,10 +171,9 @@ unsafe fn cmdline_range<M: Memory>(task: *const u8) -> Option<(u64, u64)> {
     (start != 0 && end >= start).then_some((start, end))
 }
 
-/// `child` is null where the hook does not give it; then the record tells what
-/// the caller knows, whose parent is the child's too if it is to be a `sibling`.
+/// `describe` writes what is known of the child, but for its ids.
 #[inline(always)]
-fn fork<M: Memory>(child: *const u8, pid: u32, sibling: bool) -> Result<(), Unsent> {
+fn fork(pid: u32, describe: impl FnOnce(*mut Task, u64, &[u8; COMM_LEN])) -> Result<(), Unsent> {
     let now = now();
     let comm = bpf_get_current_comm().unwrap_or_default();
     admit(current_pid(), current_uid_gid().0, &comm, now)?;
@@ -174,18 +182,7 @@ fn fork<M: Memory>(child: *const u8, pid: u32, sibling: bool) -> Result<(), Unse
     // SAFETY: `fork` is a reserved record of this size.
     unsafe {
         let task_out = &raw mut (*fork).task;
-        if child.is_null() {
-            // The child inherits the caller's cgroup; its start is not known.
-            fill::<M>(task_out, kind::FORK, current(), now, &comm);
-            if !sibling {
-                (*task_out).ppid = current_pid();
-                (*task_out).missing &= !missing::PARENT;
-            }
-            (*task_out).start_ns = 0;
-            (*task_out).missing |= missing::START;
-        } else {
-            fill::<M>(task_out, kind::FORK, child, now, &comm);
-        }
+        describe(task_out, now, &comm);
         (*task_out).pid = pid;
         (*task_out).tid = pid;
     }

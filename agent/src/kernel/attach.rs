@@ -216,6 +216,7 @@ where
 }
 
 const REPORT: &str = "report this as a bug of the agent";
+const NEWER: &str = "use a newer kernel";
 const PRIVILEGE: &str = "run as root, or give the agent CAP_BPF and CAP_PERFMON";
 const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or seccomp)";
 
@@ -230,7 +231,9 @@ fn program_refusal(rung: &Rung, program: &str, error: &ProgramError) -> Refusal 
             match last_lines(&log) {
                 Some(last) => {
                     let kept = keep_log(program, &log);
-                    (format!("the verifier refused the program: {last}"), format!("{REPORT}; its log is {kept}"))
+                    // A helper that it does not have.
+                    let way_out = if last.starts_with("unknown func ") { NEWER } else { REPORT };
+                    (format!("the verifier refused the program: {last}"), format!("{way_out}; its log is {kept}"))
                 }
                 None => (format!("loading the program failed: {io_error}"), denied(io_error)),
             }
@@ -247,7 +250,7 @@ fn program_refusal(rung: &Rung, program: &str, error: &ProgramError) -> Refusal 
             let cause = format!("failed to read {}: {io_error}", filename.display());
             (cause, denied(io_error))
         }
-        ProgramError::Btf(error) => (error.to_string(), "use a newer kernel".into()),
+        ProgramError::Btf(error) => (error.to_string(), NEWER.into()),
         other => (causes(other), REPORT.into()),
     };
     refusal(rung, cause, way_out)
@@ -258,7 +261,7 @@ fn denied(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied if Capabilities::effective().can_load() => POLICY.into(),
         io::ErrorKind::PermissionDenied => PRIVILEGE.into(),
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => "use a newer kernel".into(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => NEWER.into(),
         _ => REPORT.into(),
     }
 }
@@ -293,7 +296,9 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 /// The last line of a verifier log that says why; its statistics come after.
 fn last_lines(log: &str) -> Option<&str> {
-    log.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with("processed "))
+    const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    let is_statistics = |line: &str| STATISTICS.iter().any(|start| line.starts_with(start));
+    log.lines().map(str::trim).rfind(|line| !line.is_empty() && !is_statistics(line))
 }
 
 /// Writes a verifier log where the user can find it.

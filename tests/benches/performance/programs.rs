@@ -76,14 +76,17 @@ pub fn run(report: &mut Report) -> Result<()> {
     agent.terminate(Duration::from_secs(20)).map(drop)
 }
 
-/// Our programs of the network room, and their goals, ns. The last two are on the
-/// way of single packets; only an option attaches them.
-const NETWORK: [(&str, Goal); 5] = [
+/// Our programs of the network room, and their goals, ns. All but the first and `drop_btf` are
+/// on the way of single packets or system calls.
+const NETWORK: [(&str, Goal); 8] = [
     ("state_btf", Goal::AtMost(300.0)),
     ("answer_btf", Goal::None),
     ("receive_btf", Goal::None),
     ("send_btf", Goal::None),
     ("drop_btf", Goal::None),
+    ("enter_btf", Goal::None),
+    ("stall_send_btf", Goal::None),
+    ("stall_receive_btf", Goal::None),
 ];
 
 /// While nginx answers each request over a connection of its own, all options on.
@@ -91,7 +94,11 @@ pub fn network(report: &mut Report) -> Result<()> {
     ensure!(has_program("bpftool"), "no bpftool: run `cargo xtask setup --bench`");
     let nginx = Nginx::start(2)?;
     let sink = Sink::start()?;
-    let options = [("LEAF_NETWORK_UDP_FLOWS", "true"), ("LEAF_NETWORK_DNS", "events")];
+    let options = [
+        ("LEAF_NETWORK_UDP_FLOWS", "true"),
+        ("LEAF_NETWORK_DNS", "events"),
+        ("LEAF_NETWORK_STALL_THRESHOLD", "100ms"),
+    ];
     let agent = agent_with(&sink, "network", &options)?;
     let statistics = Statistics::on()?;
     let load = nginx.load(3, true)?;
