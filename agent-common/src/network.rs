@@ -399,8 +399,8 @@ pub struct Options {
     pub dns_events: u32,
     /// Not 0: count UDP flows.
     pub udp_flows: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Number of the system call `io_submit`, which does not block on a socket.
+    pub io_submit: u32,
     /// Time from which on a send or a receive is a stall, ns.
     pub stall_ns: u64,
     /// System calls that may block on a socket: bit by number.
@@ -415,7 +415,7 @@ impl Options {
         dns: 0,
         dns_events: 0,
         udp_flows: 0,
-        reserved: 0,
+        io_submit: 0,
         stall_ns: 0,
         calls: [0; CALLS / 64],
     };

@@ -202,6 +202,10 @@ fn announce(report: &RoomReport, settings: &config::Room, way: &str) {
         );
     } else {
         tracing::info!("{room}: watching by {}", report.source);
+        for hook in report.hooks.iter().filter(|hook| hook.rung.is_none()) {
+            let because = hook.refused.last().map(|refusal| format!(": {}; {}", refusal.cause, refusal.way_out));
+            tracing::warn!("{room}: nothing tells of {}{}", hook.hook, because.unwrap_or_default());
+        }
     }
 }
 

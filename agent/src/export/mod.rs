@@ -4,6 +4,7 @@
 
 pub mod console;
 pub mod envelope;
+mod lanes;
 pub mod otlp;
 pub mod queue;
 pub mod text;
@@ -13,12 +14,8 @@ use crate::{
     otlp::batch::Block,
 };
 use console::Console;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use otlp::Otlp;
 use tokio::sync::mpsc;
-
-/// Batches that are on their way at a time: while a busy machine lets one answer wait, others go.
-const CONCURRENT_REQUESTS: usize = 16;
 
 /// What takes batches.
 pub enum Exporter {
@@ -71,20 +68,7 @@ impl Exporter {
     /// If it can send nothing any more; what waits in the queue is then lost, and counted.
     pub async fn work(self, mut queue: mpsc::Receiver<Block>) -> Result<(), ExportError> {
         match self {
-            Self::Otlp(otlp) => {
-                // Dropped in the middle, it drops their batches, which count themselves as lost.
-                let mut requests = FuturesUnordered::new();
-                loop {
-                    tokio::select! {
-                        Some(()) = requests.next() => {}
-                        block = queue.recv(), if requests.len() < CONCURRENT_REQUESTS => match block {
-                            Some(block) => requests.push(otlp.export(block, queue.len())),
-                            None => break,
-                        },
-                    }
-                }
-                while requests.next().await.is_some() {}
-            }
+            Self::Otlp(otlp) => lanes::send(&otlp, queue).await,
             Self::Console(mut console) => {
                 while let Some(block) = queue.recv().await {
                     console = console.export(block).await?;

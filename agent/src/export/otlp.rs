@@ -43,10 +43,12 @@ struct News {
     refusal: String,
 }
 
-/// A time in which no batch gets through.
+/// A time in which requests do not get through.
 struct Outage {
     since: Instant,
     tries: u64,
+    /// Requests that have failed and have no answer yet.
+    requests: u32,
 }
 
 /// What the collector did with a batch.
@@ -71,60 +73,93 @@ impl Otlp {
         Ok(Self { client, metadata: metadata(settings), settings: settings.clone(), news: Mutex::default() })
     }
 
-    /// Sends a batch, and again while the collector is away; `waiting` batches are behind it.
-    pub async fn export(&self, block: Block, waiting: usize) {
-        let mut pause = self.settings.retry_initial.0;
-        loop {
-            match self.send(&block).await {
-                Ok(answer) => {
-                    self.recovered();
-                    if answer.rejected > 0 || !answer.message.is_empty() {
-                        let (rejected, records) = (answer.rejected, block.records());
-                        let reason = if answer.message.is_empty() { "it gave no reason" } else { &answer.message };
-                        self.tell(&format!("rejected {rejected} of {records} records"), reason);
+    /// Sends batches of one signal in one request, and again while the collector is away;
+    /// `waiting` batches are behind them. What it refuses for good is sent once more batch by
+    /// batch, so that one bad batch, or a limit on the size of requests, costs no other.
+    pub async fn export(&self, blocks: Vec<Block>, waiting: usize) {
+        match self.deliver(&blocks, waiting).await {
+            Ok(answer) => self.answered(blocks, &answer),
+            Err(status) if blocks.len() == 1 => self.refused(blocks, &status),
+            Err(_) => {
+                for block in blocks {
+                    let block = vec![block];
+                    match self.deliver(&block, waiting).await {
+                        Ok(answer) => self.answered(block, &answer),
+                        Err(status) => self.refused(block, &status),
                     }
-                    return block.settle(answer.rejected);
-                }
-                Err(status) if is_retryable(&status) => {
-                    self.failed(&status, waiting);
-                    tokio::time::sleep(jittered(pause)).await;
-                    pause = (pause * 2).min(self.settings.retry_max.0);
-                }
-                Err(status) => {
-                    self.recovered();
-                    let records = block.records();
-                    self.tell(&format!("refused a batch for good, its {records} records are lost"), &reason(&status));
-                    return block.settle(records);
                 }
             }
         }
     }
 
-    async fn send(&self, block: &Block) -> Result<Answer, Status> {
+    /// The answer to a request, however often that must be sent; an error is for good.
+    async fn deliver(&self, blocks: &[Block], waiting: usize) -> Result<Answer, Status> {
+        let mut pause = self.settings.retry_initial.0;
+        let mut tries = 0;
+        loop {
+            match self.send(blocks).await {
+                Err(status) if is_retryable(&status) => {
+                    self.failed(tries == 0, &status, waiting);
+                    tries += 1;
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause = (pause * 2).min(self.settings.retry_max.0);
+                }
+                settled => {
+                    if tries > 0 {
+                        self.recovered();
+                    }
+                    return settled;
+                }
+            }
+        }
+    }
+
+    fn answered(&self, blocks: Vec<Block>, answer: &Answer) {
+        if answer.rejected > 0 || !answer.message.is_empty() {
+            let (rejected, records) = (answer.rejected, records(&blocks));
+            let reason = if answer.message.is_empty() { "it gave no reason" } else { &answer.message };
+            self.tell(&format!("rejected {rejected} of {records} records"), reason);
+        }
+        settle(blocks, answer.rejected);
+    }
+
+    fn refused(&self, blocks: Vec<Block>, status: &Status) {
+        let records = records(&blocks);
+        self.tell(&format!("refused a batch for good, its {records} records are lost"), &reason(status));
+        settle(blocks, records);
+    }
+
+    async fn send(&self, blocks: &[Block]) -> Result<Answer, Status> {
+        let Some(signal) = blocks.first().map(|block| block.signal) else {
+            return Ok(Answer::default());
+        };
         let timeout = self.settings.timeout.0;
-        let mut request = Request::new(block.bytes.clone());
+        let mut request = Request::new(blocks.iter().map(|block| block.bytes.clone()).collect());
         *request.metadata_mut() = self.metadata.clone();
         let mut client = self.client.clone();
         let call = async {
             let ready = client.ready().await;
             ready.map_err(|error| Status::from_error(Box::new(error)))?;
-            client.unary(request, http::uri::PathAndQuery::from_static(path(block.signal)), Raw).await
+            client.unary(request, http::uri::PathAndQuery::from_static(path(signal)), Raw).await
         };
         let response = tokio::time::timeout(timeout, call)
             .await
             .map_err(|_| Status::deadline_exceeded(format!("no answer in {}", config::Period(timeout))))??;
-        Ok(answer(block.signal, response.into_inner()))
+        Ok(answer(signal, response.into_inner()))
     }
 
     fn news(&self) -> MutexGuard<'_, News> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self, status: &Status, waiting: usize) {
+    /// A try failed; `first`, the first one of its request.
+    fn failed(&self, first: bool, status: &Status, waiting: usize) {
         let mut news = self.news();
-        let outage = news.outage.get_or_insert(Outage { since: Instant::now(), tries: 0 });
+        let begins = news.outage.is_none();
+        let outage = news.outage.get_or_insert(Outage { since: Instant::now(), tries: 0, requests: 0 });
         outage.tries += 1;
-        if outage.tries == 1 {
+        outage.requests += u32::from(first);
+        if begins {
             tracing::warn!(
                 "failed to send to {}: {}; trying again until it answers ({waiting} batches wait)",
                 self.settings.endpoint,
@@ -135,15 +170,22 @@ impl Otlp {
         }
     }
 
+    /// A request that had failed has its answer.
     fn recovered(&self) {
-        if let Some(outage) = self.news().outage.take() {
+        let mut news = self.news();
+        let Some(outage) = &mut news.outage else {
+            return;
+        };
+        outage.requests = outage.requests.saturating_sub(1);
+        if outage.requests == 0 {
             let seconds = Duration::from_secs(outage.since.elapsed().as_secs());
             tracing::info!(
-                "{} answers again, after {} tries in {}",
+                "{} answers again, after {} failed tries in {}",
                 self.settings.endpoint,
-                outage.tries + 1,
+                outage.tries,
                 config::Period(seconds)
             );
+            news.outage = None;
         }
     }
 
@@ -267,11 +309,25 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + f64::from(nanos % 1_000_000) / 2_000_000.0)
 }
 
-/// A codec for bytes that are protobuf already.
+/// They are of one ledger: it is all the same which of them the rejected ones were in.
+fn settle(blocks: Vec<Block>, mut rejected: u64) {
+    for block in blocks {
+        let here = rejected.min(block.records());
+        rejected -= here;
+        block.settle(here);
+    }
+}
+
+fn records(blocks: &[Block]) -> u64 {
+    blocks.iter().map(Block::records).sum()
+}
+
+/// A codec for bytes that are protobuf already. Messages that stand one behind the
+/// other are one message with the lists of all (protobuf.dev, "Encoding": repeated elements are concatenated).
 struct Raw;
 
 impl Codec for Raw {
-    type Encode = Bytes;
+    type Encode = Vec<Bytes>;
     type Decode = Bytes;
     type Encoder = Raw;
     type Decoder = Raw;
@@ -286,11 +342,14 @@ impl Codec for Raw {
 }
 
 impl Encoder for Raw {
-    type Item = Bytes;
+    type Item = Vec<Bytes>;
     type Error = Status;
 
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put(item);
+    fn encode(&mut self, item: Vec<Bytes>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(item.iter().map(Bytes::len).sum());
+        for message in item {
+            to.put(message);
+        }
         Ok(())
     }
 }
@@ -335,6 +394,23 @@ mod tests {
         let expected = Answer { rejected: 3, message: "too old".into() };
         assert_eq!(answer(Signal::Logs, response.encode_to_vec().into()), expected);
         assert_eq!(answer(Signal::Traces, Bytes::new()), Answer::default());
+    }
+
+    #[test]
+    fn a_request_of_two_batches_is_one_with_the_records_of_both() {
+        use opentelemetry_proto::tonic::{
+            collector::logs::v1::ExportLogsServiceRequest,
+            logs::v1::{ResourceLogs, ScopeLogs},
+        };
+        let request = |name: &str| ExportLogsServiceRequest {
+            resource_logs: vec![ResourceLogs {
+                scope_logs: vec![ScopeLogs { schema_url: name.into(), ..Default::default() }],
+                ..Default::default()
+            }],
+        };
+        let both = [request("a").encode_to_vec(), request("b").encode_to_vec()].concat();
+        let read = ExportLogsServiceRequest::decode(&*both).expect("a request");
+        assert_eq!(read.resource_logs, [request("a").resource_logs, request("b").resource_logs].concat());
     }
 
     #[test]

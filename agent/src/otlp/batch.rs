@@ -29,6 +29,12 @@ impl Block {
         Self { signal, bytes, records, ledger }
     }
 
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        Source { signal: self.signal, ledger: Arc::clone(&self.ledger) }
+    }
+
     /// Log records, spans or data points in it.
     #[must_use]
     pub fn records(&self) -> u64 {
@@ -41,6 +47,19 @@ impl Block {
         let rejected = rejected.min(records);
         self.ledger.export_rejected(rejected);
         self.ledger.delivered(records - rejected);
+    }
+}
+
+/// A signal of a room, whose batches keep their order.
+#[derive(Clone, Debug)]
+pub struct Source {
+    signal: Signal,
+    ledger: Arc<Ledger>,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        self.signal == other.signal && Arc::ptr_eq(&self.ledger, &other.ledger)
     }
 }
 

@@ -94,11 +94,8 @@ pub fn network(report: &mut Report) -> Result<()> {
     ensure!(has_program("bpftool"), "no bpftool: run `cargo xtask setup --bench`");
     let nginx = Nginx::start(2)?;
     let sink = Sink::start()?;
-    let options = [
-        ("LEAF_NETWORK_UDP_FLOWS", "true"),
-        ("LEAF_NETWORK_DNS", "events"),
-        ("LEAF_NETWORK_STALL_THRESHOLD", "100ms"),
-    ];
+    let options =
+        [("LEAF_NETWORK_UDP_FLOWS", "true"), ("LEAF_NETWORK_DNS", "events"), ("LEAF_NETWORK_STALL_THRESHOLD", "100ms")];
     let agent = agent_with(&sink, "network", &options)?;
     let statistics = Statistics::on()?;
     let load = nginx.load(3, true)?;

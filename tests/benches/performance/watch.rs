@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use leaf_tests::agent::AgentProcess;
 use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
@@ -106,12 +106,13 @@ impl Watcher {
     }
 
     /// Returns how many signals were not delivered, as far as the watcher counts them.
-    fn stop(self) -> Result<u64> {
+    fn stop(self, probes: &str) -> Result<u64> {
         match self {
             Self::Agent(agent) => {
-                let stderr = agent.terminate(PATIENCE)?.stderr;
-                let lines = ["network events", "network spans", "process events", "process spans"];
-                Ok(lines.iter().filter_map(|what| Line::of(&stderr, what).ok()).map(|line| line.undelivered()).sum())
+                let finished = agent.terminate(PATIENCE)?;
+                ensure!(finished.status.success(), "the agent failed: {}", finished.stderr);
+                let line = |what| Ok(Line::of(&finished.stderr, &format!("{probes} {what}"))?.undelivered());
+                ["events", "spans"].map(line).into_iter().sum()
             }
             Self::Peer(mut peer) => {
                 peer.signal(Signal::INT)?;
@@ -171,7 +172,7 @@ impl<'a> Contest<'a> {
         let work = (self.work)()?;
         costs.cpu.push((cpu(watcher.pid())? - cpu_before) / 1e3 / self.each);
         costs.memory.push(memory(watcher.pid())?);
-        costs.undelivered += watcher.stop()?;
+        costs.undelivered += watcher.stop(self.probes)?;
         Ok(work)
     }
 

@@ -158,7 +158,7 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
         let network: u16 = Typed::read(skb, constant!(OFFSETS.packet_network))?;
         let transport: u16 = Typed::read(skb, constant!(OFFSETS.packet_transport))?;
         let ip = head.wrapping_add(usize::from(network));
-        let (of, source, destination) = match Probed::read::<u8>(ip, 0)? >> 4 {
+        let (family, source, destination) = match Probed::read::<u8>(ip, 0)? >> 4 {
             4 => {
                 let header: [u32; 5] = Probed::read(ip, 0)?;
                 let [_, fragment, protocol, source, destination] = header;
@@ -189,7 +189,7 @@ unsafe fn parse(skb: *const u8) -> Option<Packet> {
             destination: core::mem::transmute::<[u64; 2], [u8; 16]>(destination),
             source_port: u16::from_be(source_port),
             destination_port: u16::from_be(destination_port),
-            family: of,
+            family,
             bytes: u16::from_be(length).saturating_sub(UDP_HEADER),
             udp: u32::from(length) << 16 | u32::from(checksum),
             payload,

@@ -98,10 +98,10 @@ pub unsafe fn describe(
 #[inline(always)]
 pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
     unsafe {
-        let of: u16 = Typed::read(sock, constant!(OFFSETS.common_family))?;
+        let address_family: u16 = Typed::read(sock, constant!(OFFSETS.common_family))?;
         let local_port: u16 = Typed::read(sock, constant!(OFFSETS.common_local_port))?;
         let remote_port: u16 = Typed::read(sock, constant!(OFFSETS.common_remote_port))?;
-        let (local, remote): ([u64; 2], [u64; 2]) = if of == family::INET {
+        let (local, remote): ([u64; 2], [u64; 2]) = if address_family == family::INET {
             (
                 address4(Typed::read(sock, constant!(OFFSETS.common_local4))?),
                 address4(Typed::read(sock, constant!(OFFSETS.common_remote4))?),
@@ -113,7 +113,7 @@ pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
             )
         };
         Some(Ends {
-            family: of,
+            family: address_family,
             local_port,
             remote_port: u16::from_be(remote_port),
             reserved: 0,

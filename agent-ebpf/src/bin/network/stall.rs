@@ -43,9 +43,10 @@ pub fn enter_btf(ctx: BtfTracePointContext) -> i32 {
     if calls >> (number % 64) & 1 == 0 {
         return 0;
     }
-    let since = if number == IO_URING_ENTER { 0 } else { now() };
+    let does_not_block = number == IO_URING_ENTER || number == u64::from(constant!(OPTIONS.io_submit));
+    let since = if does_not_block { 0 } else { now() };
     match IN_CALL.get_ptr_mut(thread()) {
-        // SAFETY: an entry of the map, which only this thread writes.
+        // SAFETY: an entry of the map; one that was given to another thread has a wrong time at worst.
         Some(known) => unsafe { core::ptr::write_volatile(known, since) },
         None => {
             let _ = IN_CALL.insert(thread(), since, 0);
@@ -75,7 +76,8 @@ pub fn stall_send_exit(ctx: FExitContext) -> i32 {
     ended(ctx.arg(0), trouble::SENDING)
 }
 
-/// The same for TCP where there is no such tracepoint.
+/// The same for TCP where there is no such tracepoint. The argument is `flags` since
+/// 5.19, and `nonblock` before, which is that bit of them.
 #[fexit(function = "tcp_recvmsg")]
 pub fn stall_receive_exit(ctx: FExitContext) -> i32 {
     match ctx.arg::<u32>(3) & DONT_WAIT {
@@ -90,17 +92,20 @@ fn ended(sock: *const u8, direction: u32) -> i32 {
         return 0;
     };
     let now = now();
-    // SAFETY: an entry of the map, which only this thread writes.
+    // SAFETY: an entry of the map; one that was given to another thread has a wrong time at worst.
     let since = unsafe { core::ptr::read_volatile(known) };
-    let lasted = now.wrapping_sub(since);
-    if since == 0 || lasted < constant!(OPTIONS.stall_ns) {
+    if since == 0 {
         return 0;
     }
-    // A call may go on to another packet.
+    // The call may go on to the next packet.
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(known, now) };
-    let of: Option<u16> = unsafe { Typed::read(sock, constant!(OFFSETS.common_family)) };
-    if of == Some(family::INET) || of == Some(family::INET6) {
+    let lasted = now.wrapping_sub(since);
+    if lasted < constant!(OPTIONS.stall_ns) {
+        return 0;
+    }
+    let address_family: Option<u16> = unsafe { Typed::read(sock, constant!(OFFSETS.common_family)) };
+    if address_family == Some(family::INET) || address_family == Some(family::INET6) {
         let interface = unsafe { interface_of_socket(sock) };
         let amount = Amount { times: 1, time_ns: lasted };
         count(trouble::STALL, direction, cookie(sock), amount, &interface, sock, &current_owner(uid(sock)));

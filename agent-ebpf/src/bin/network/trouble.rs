@@ -20,9 +20,9 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 
-/// Emptied by the user side.
+/// Emptied by the user side. The loader sets the size.
 #[map]
-static TROUBLES: HashMap<TroubleKey, Trouble> = HashMap::with_max_entries(4096, 0);
+static TROUBLES: HashMap<TroubleKey, Trouble> = HashMap::with_max_entries(1, 0);
 
 /// Things that found no place in [`TROUBLES`].
 #[map]

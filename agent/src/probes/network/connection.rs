@@ -201,7 +201,8 @@ impl<'a> Connection<'a> {
     }
 
     /// Bytes both ways, of [`Self::news`], that went over it in the last `interval`: a
-    /// connection is first told of when it is older than that, and is then assumed to have been even.
+    /// connection is first told of when it is older than that, and is then assumed to have been
+    /// even. Nothing, if it was never told of and nobody knows since when it was there.
     #[must_use]
     pub fn recent_bytes(&self, interval: Duration) -> u64 {
         let bytes = self.news().map_or(0, |news| news.sent_bytes + news.received_bytes);
@@ -210,6 +211,7 @@ impl<'a> Connection<'a> {
             Some(age) if age > interval && self.tcp.reported == Counts::default() => {
                 (u128::from(bytes) * interval / age) as u64
             }
+            None if self.tcp.reported == Counts::default() => 0,
             _ => bytes,
         }
     }
@@ -330,6 +332,10 @@ mod tests {
         assert_eq!(recent(&tcp), 500);
         tcp.time_ns = 6_000_000_000;
         assert_eq!(recent(&tcp), 500);
+        tcp.begin_ns = 0;
+        assert_eq!(recent(&tcp), 500);
+        tcp.reported.sent_bytes = 0;
+        assert_eq!(recent(&tcp), 0);
     }
 
     #[test]

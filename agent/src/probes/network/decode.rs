@@ -52,8 +52,8 @@ fn check_family(ends: &Ends) -> Result<(), Malformed> {
 
 /// An address of a record; one that is IPv4 inside IPv6 is IPv4.
 #[must_use]
-pub fn address(of: u16, bytes: [u8; 16]) -> IpAddr {
-    if of == family::INET {
+pub fn address(address_family: u16, bytes: [u8; 16]) -> IpAddr {
+    if address_family == family::INET {
         let [a, b, c, d, ..] = bytes;
         return IpAddr::V4(Ipv4Addr::new(a, b, c, d));
     }

@@ -1,6 +1,7 @@
 //! The network room: every TCP connection of the node.
 
 mod accepted;
+mod address;
 mod bandwidth;
 mod connection;
 mod decode;
@@ -168,6 +169,7 @@ pub struct NetworkRoom {
     next_report: Option<Instant>,
     troubles: Troubles,
     troubles_lost: u64,
+    stalls: u64,
     next_troubles: Option<Instant>,
     bandwidth: Bandwidth,
     flows: Flows,
@@ -200,6 +202,7 @@ impl NetworkRoom {
             next_report: None,
             troubles: Troubles::default(),
             troubles_lost: 0,
+            stalls: 0,
             next_troubles: None,
             bandwidth: Bandwidth::new(&devices(), Instant::now()),
             flows: Flows::default(),
@@ -320,7 +323,7 @@ impl Room for NetworkRoom {
                 "leaf.network.stalls",
                 "{stall}",
                 "Sends and receives that blocked for longer than network.stall_threshold",
-                self.troubles.total(kinds::STALL),
+                self.stalls,
             ),
             Metric::count(
                 "leaf.network.udp.not_counted",

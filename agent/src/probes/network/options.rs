@@ -1,6 +1,6 @@
 //! What only this room can be set to, and what its programs are told of it.
 
-use super::{ANSWER, CALL, FLOWS, IN_CALL, RECEIVE, SEND, STALL_RECEIVE, STALL_SEND, THREADS};
+use super::{ANSWER, CALL, FLOWS, IN_CALL, RECEIVE, SEND, STALL_RECEIVE, STALL_SEND, THREADS, TROUBLES};
 use crate::{config::Period, probes::Tuning};
 use agent_common::network::{self as wire, CALLS, SLOTS};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use zerocopy::IntoBytes as _;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Connections that the kernel's table holds, 120 to 240 bytes each.
+    /// Connections that the kernel's table holds, 150 to 300 bytes each.
     pub connections: u32,
     /// Time between two reports of a connection that lives long.
     pub report_interval: Period,
@@ -24,7 +24,7 @@ pub struct Options {
     /// UDP flows that are counted at a time.
     pub udp_table: u32,
     /// A send or a receive that blocks for longer is told as a stall; 0: none is. One small
-    /// program per system call.
+    /// program per system call, and the slower way into the kernel that tracing takes.
     pub stall_threshold: Period,
     /// Series of each metric; what comes then is counted in one series of overflow.
     pub max_series: usize,
@@ -55,6 +55,10 @@ impl Default for Options {
     }
 }
 
+/// Things that went wrong between two readings; stalls are counted by connection.
+const TROUBLES_ALONE: u32 = 4096;
+const TROUBLES_WITH_STALLS: u32 = 16_384;
+
 /// Buckets for so many connections, a power of two, so that they are at most four
 /// fifths full; and an eighth of that for the overflow.
 fn buckets(connections: u32) -> [u32; 2] {
@@ -64,8 +68,8 @@ fn buckets(connections: u32) -> [u32; 2] {
     [buckets, (buckets / 8).max(1)]
 }
 
-/// The system calls that may block on a socket, bit by number. `io_uring_enter` is one
-/// that does not, and says so to the program.
+/// The system calls that may block on a socket, bit by number; and two that reach sockets
+/// and do not block on them, which the program knows.
 fn blocking_calls() -> [u64; CALLS / 64] {
     const BLOCKING: [libc::c_long; 14] = [
         libc::SYS_read,
@@ -84,7 +88,7 @@ fn blocking_calls() -> [u64; CALLS / 64] {
         libc::SYS_splice,
     ];
     let mut calls = [0; CALLS / 64];
-    for call in BLOCKING.into_iter().chain([libc::SYS_io_uring_enter]) {
+    for call in BLOCKING.into_iter().chain([libc::SYS_io_uring_enter, libc::SYS_io_submit]) {
         let call = call as usize;
         calls[call / 64] |= 1 << (call % 64);
     }
@@ -103,7 +107,7 @@ impl Options {
             dns: u32::from(dns != DnsOption::Off),
             dns_events: u32::from(dns == DnsOption::Events),
             udp_flows: u32::from(udp_flows),
-            reserved: 0,
+            io_submit: libc::SYS_io_submit as u32,
             stall_ns: stall_threshold.0.as_nanos() as u64,
             calls: blocking_calls(),
         };
@@ -122,6 +126,7 @@ impl Options {
                 ("CONNECTIONS", buckets + overflow),
                 (FLOWS, if udp_flows { udp_table } else { 1 }),
                 (IN_CALL, if stalls { THREADS } else { 1 }),
+                (TROUBLES, if stalls { TROUBLES_WITH_STALLS } else { TROUBLES_ALONE }),
             ],
             unused,
         }

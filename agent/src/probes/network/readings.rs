@@ -15,7 +15,7 @@ use crate::{
 };
 use agent_common::{
     Unsent,
-    network::{Flow, FlowKey, Look, Tcp, Trouble, TroubleKey, look, state},
+    network::{Flow, FlowKey, Look, Tcp, Trouble, TroubleKey, look, state, trouble},
 };
 use std::time::Instant;
 
@@ -132,7 +132,7 @@ impl NetworkRoom {
         let lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
         if self.troubles_lost == 0 && lost > 0 {
             tracing::warn!(
-                "network: {lost} retransmits, errors or drops found no place in the table of them; this is told once, the metric leaf.network.troubles.lost counts on"
+                "network: {lost} retransmits, errors, drops or stalls found no place in the table of them: set network.trouble_interval lower; this is told once, the metric leaf.network.troubles.lost counts on"
             );
         }
         self.troubles_lost = lost;
@@ -147,9 +147,14 @@ impl NetworkRoom {
         for news in news {
             let reason = programs.name_of(DROP_REASONS, news.key.code);
             let owner = &news.trouble.owner;
-            if news.value(reason, self.options.stall_threshold, &mut value)
-                && out.admit(self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now_ns))
-            {
+            if !news.value(reason, self.options.stall_threshold, &mut value) {
+                continue;
+            }
+            let outcome = self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now_ns);
+            if news.key.what == trouble::STALL && outcome != Err(Unsent::Filtered) {
+                self.stalls += news.count;
+            }
+            if out.admit(outcome) {
                 let process = owner.known().and_then(|owner| node.processes.by_pid(owner.pid));
                 otel::trouble(&news, &value, process, time, &mut self.texts, out);
             }
