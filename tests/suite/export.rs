@@ -38,6 +38,8 @@ enum Answer {
 struct Receiver {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     taken: Arc<Mutex<usize>>,
+    /// When the agent has made the records that were taken, in the order in which they came.
+    observed: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Receiver {
@@ -61,6 +63,10 @@ impl Receiver {
         Ok((receiver, endpoint))
     }
 
+    fn observed(&self) -> Vec<u64> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn taken(&self) -> usize {
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,7 +79,9 @@ impl LogsService for Receiver {
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         let scopes = request.into_inner().resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
-        let records: usize = scopes.map(|scope| scope.log_records.len()).sum();
+        let observed: Vec<u64> =
+            scopes.flat_map(|scope| scope.log_records).map(|record| record.observed_time_unix_nano).collect();
+        let records = observed.len();
         let answer = self.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let mut rejected = 0;
         match answer {
@@ -83,6 +91,7 @@ impl LogsService for Receiver {
             None => {}
         }
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner) += records - rejected;
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner).extend(observed);
         let partial_success = (rejected > 0).then(|| ExportLogsPartialSuccess {
             rejected_log_records: 1,
             error_message: "one record is too old".into(),
@@ -158,6 +167,29 @@ fn a_batch_that_is_refused_for_good_is_not_sent_again() -> Result<()> {
     assert!(line.outcome("export_rejected") > 0, "{line:?}");
     assert_eq!(line.outcomes.values().sum::<u64>(), line.attempted, "{line:?}");
     assert_eq!(receiver.taken() as u64, line.outcome("delivered"));
+    Ok(())
+}
+
+#[test]
+fn what_comes_while_an_answer_is_awaited_keeps_its_place_behind() -> Result<()> {
+    let late = Answer::After(Duration::from_millis(150));
+    let (receiver, finished) =
+        run(&[Answer::Fail(Code::Unavailable), late, Answer::Fail(Code::Unavailable), late], &[])?;
+    Line::of(&finished.stderr, "process events")?.assert_all_delivered();
+    let observed = receiver.observed();
+    assert!(observed.len() > 10 && observed.is_sorted(), "{observed:?}");
+    Ok(())
+}
+
+#[test]
+fn batches_that_were_refused_together_are_sent_once_more_one_by_one() -> Result<()> {
+    // Batches gather while the first answer is awaited.
+    let answers = [Answer::After(Duration::from_millis(300)), Answer::Fail(Code::InvalidArgument)];
+    let (receiver, finished) = run(&answers, &[])?;
+    let line = Line::of(&finished.stderr, "process events")?;
+    line.assert_all_delivered();
+    assert_eq!(receiver.taken() as u64, line.outcome("delivered"));
+    assert!(receiver.observed().is_sorted(), "{:?}", receiver.observed());
     Ok(())
 }
 
