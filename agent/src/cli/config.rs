@@ -13,7 +13,7 @@ pub struct Args {
 enum Command {
     /// Print every setting, its value and where it comes from
     Show(File),
-    /// Check the configuration and name every problem
+    /// Check the configuration and name what is wrong
     Check(File),
 }
 

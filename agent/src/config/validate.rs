@@ -62,6 +62,7 @@ pub fn validate(config: &Config) -> Vec<(String, String)> {
     }
     period(&mut problem, "network.report_interval", network.report_interval.0, 100..=86_400_000);
     if !network.stall_threshold.0.is_zero() {
+        let mut problem = |key: &str, text: String| problem(key, format!("{text}; 0s tells no stalls"));
         period(&mut problem, "network.stall_threshold", network.stall_threshold.0, 1..=3_600_000);
     }
     period(&mut problem, "network.trouble_interval", network.trouble_interval.0, 100..=86_400_000);

@@ -273,7 +273,12 @@ fn load_refusal(room: &Descriptor, error: &LoadError) -> Refusal {
                 io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
                 _ => denied(io_error),
             };
-            (format!("failed to create map {name}: {io_error}"), way_out)
+            let cause = match io_error.kind() {
+                // It is no map in particular.
+                io::ErrorKind::PermissionDenied => format!("BPF maps cannot be created: {io_error}"),
+                _ => format!("failed to create map {name}: {io_error}"),
+            };
+            (cause, way_out)
         }
         _ => (causes(error), REPORT.into()),
     };

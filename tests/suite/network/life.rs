@@ -125,6 +125,8 @@ fn ends_that_are_no_ordinary_close_are_told_as_what_they_are() -> Result<()> {
     let troubles: Vec<&Value> = at_refused("error.net");
     assert_eq!(troubles.len(), 1, "{all:#?}");
     assert_eq!((&troubles[0]["pid"], &troubles[0]["value"]), (&std::process::id().into(), &"ECONNREFUSED:1".into()));
+    assert!(attempts[0]["src_port"].as_u64() > Some(0), "{attempts:?}");
+    assert_eq!(troubles[0]["src_port"], attempts[0]["src_port"], "{troubles:?}");
     Ok(())
 }
 

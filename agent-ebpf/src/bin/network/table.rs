@@ -67,18 +67,19 @@ unsafe fn usual_slot(bucket: *mut Bucket, key: u64) -> *mut Connection {
     unsafe { (&raw mut (*bucket).slots).cast::<Connection>().add(slot) }
 }
 
-/// The first entry of this key.
+/// An entry of this key. From the last slot on: the next ones after an occupied
+/// place are about to be taken by the keys that follow, perhaps on another CPU.
 #[inline(always)]
 unsafe fn scan(bucket: *mut Bucket, key: u64) -> Option<*mut Connection> {
     let slots: *mut Connection = (unsafe { &raw mut (*bucket).slots }).cast();
-    let mut slot = 0;
-    while slot < SLOTS {
+    let mut slot = SLOTS;
+    while slot > 0 {
+        slot -= 1;
         // SAFETY: the slot is in the array.
         let entry = unsafe { slots.add(slot) };
         if unsafe { (*entry).key } == key {
             return Some(entry);
         }
-        slot += 1;
     }
     None
 }

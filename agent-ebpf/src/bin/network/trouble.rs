@@ -193,15 +193,29 @@ pub fn count(what: u32, code: u32, who: u64, amount: Amount, at: &Interface, soc
             if amount.time_ns != 0 {
                 add(&raw mut (*known).time_ns, amount.time_ns);
             }
+            // Of an accepted connection the owner is found after a while.
+            if (*known).owner.pid == 0 && owner.pid != 0 {
+                (*known).owner = *owner;
+            }
         }
         return;
     }
     let ends = if sock.is_null() { Ends::default() } else { unsafe { addresses(sock) }.unwrap_or_default() };
     let new = Trouble { count: amount.times, time_ns: amount.time_ns, owner: *owner, ends, interface: at.name };
-    if TROUBLES.insert(key, new, 0).is_err()
-        && let Some(lost) = TROUBLES_LOST.get_ptr_mut(0)
+    if TROUBLES.insert(key, new, 0).is_err() {
+        if let Some(lost) = TROUBLES_LOST.get_ptr_mut(0) {
+            // SAFETY: this CPU's slot of the map.
+            unsafe { add(lost, amount.times) };
+        }
+        return;
+    }
+    // A TCP socket that has ended has given its port back. Here, since the stack is full above.
+    if !sock.is_null()
+        && new.ends.local_port == 0
+        && let Some(known) = TROUBLES.get_ptr_mut(key)
     {
-        // SAFETY: this CPU's slot of the map.
-        unsafe { add(lost, amount.times) };
+        let port: Option<u16> = unsafe { Typed::read(tcp_sock(sock), constant!(OFFSETS.tcp_local_port)) };
+        // SAFETY: an entry of the map.
+        unsafe { (*known).ends.local_port = u16::from_be(port.unwrap_or(0)) };
     }
 }

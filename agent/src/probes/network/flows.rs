@@ -21,6 +21,8 @@ pub struct News {
     pub key: FlowKey,
     /// Sums since it was last told.
     pub flow: Flow,
+    /// Bytes both ways that belong to the last interval, as if the flow had been even.
+    pub recent_bytes: u64,
     /// It has fallen silent.
     pub has_ended: bool,
     /// The process has spoken first, as far as was seen, and is no server at this port.
@@ -58,7 +60,10 @@ impl Flows {
             };
             if has_ended || new.sent_packets + new.received_packets > 0 {
                 let is_client = flow.sent_first != 0 && !servers.contains(&(key.pid, key.ends.local_port));
-                news.push(News { key: *key, flow: new, has_ended, is_client });
+                let covered = u128::from(now_ns.saturating_sub(told_at)).max(interval.as_nanos()).max(1);
+                let bytes = u128::from(new.sent_bytes + new.received_bytes);
+                let recent_bytes = (bytes * interval.as_nanos() / covered) as u64;
+                news.push(News { key: *key, flow: new, recent_bytes, has_ended, is_client });
             }
             if !has_ended {
                 told.insert(*key, (*flow, now_ns));
@@ -108,6 +113,14 @@ mod tests {
         assert_eq!(told, [31, 30]);
         let news = flows.news(&[flow(70, 70)], 70 * SECOND, INTERVAL, true);
         assert_eq!((news[0].flow.sent_packets, news[0].has_ended), (9, true));
+    }
+
+    #[test]
+    fn what_moved_before_the_last_interval_is_not_recent() {
+        let recent = |now| Flows::default().news(&[flow(60, 60)], now * SECOND, INTERVAL, true)[0].recent_bytes;
+        // All 6000 bytes in a minute, of which the interval is a half.
+        assert_eq!(recent(61), 3000);
+        assert_eq!(recent(21), 6000);
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl NetworkRoom {
             let outcome = self.admission.admit(owner.pid, owner.filtered_uid(), until_nul(&owner.comm), now);
             if outcome != Err(Unsent::Filtered) {
                 total(&mut self.traffic, owner, &whose).flowed(&news.flow);
-                moved(&mut self.bandwidth, owner, &whose, news.flow.sent_bytes + news.flow.received_bytes);
+                moved(&mut self.bandwidth, owner, &whose, news.recent_bytes);
             }
             if out.admit(outcome) {
                 otel::udp_flow(&news, &whose, &clock, &mut self.texts, out);
