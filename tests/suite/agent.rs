@@ -348,3 +348,24 @@ fn an_end_in_the_middle_of_a_storm_loses_nothing() -> Result<()> {
     assert_eq!(envelopes(&finished.stdout)?.len() as u64, line.outcome("delivered"));
     Ok(())
 }
+
+#[test]
+fn every_hook_holds_where_the_kernel_has_all_that_they_need() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).take(2).collect();
+    if !require(is_root(), "eBPF takes root") || !require(version >= vec![6, 3], "the kernel is older than 6.3") {
+        return Ok(());
+    }
+    let options =
+        [("LEAF_NETWORK_UDP_FLOWS", "true"), ("LEAF_NETWORK_DNS", "events"), ("LEAF_NETWORK_STALL_THRESHOLD", "100ms")];
+    let (code, stdout, stderr) = run(&[], &["doctor", "--json"], &options)?;
+    assert_eq!(code, 0, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout)?;
+    let rooms = report["rooms"].as_array().context("rooms")?;
+    let hooks: Vec<&Value> = rooms.iter().flat_map(|room| room["hooks"].as_array().into_iter().flatten()).collect();
+    assert!(hooks.len() >= 17, "{report:#}");
+    for hook in hooks {
+        assert!(hook["rung"].is_string(), "{hook:#}");
+    }
+    Ok(())
+}
