@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use crate::daemon::Daemon;
 use crate::place::{self, Folder};
@@ -118,6 +119,15 @@ impl Nginx {
         let output = command.arg(format!("http://127.0.0.1:{}/", self.port)).output()?;
         ensure!(output.status.success(), "wrk failed: {}", String::from_utf8_lossy(&output.stderr));
         parse(&String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Drop for Nginx {
+    /// Killed at once, the master would leave its workers behind.
+    fn drop(&mut self) {
+        // An error is a master that has ended already.
+        let _ = self.daemon.signal(Signal::TERM);
+        let _ = self.daemon.wait(Duration::from_secs(5));
     }
 }
 

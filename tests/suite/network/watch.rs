@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
 use leaf_tests::netns::Namespace;
 use leaf_tests::place::{self, Folder};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 pub const ROOT: &str = "eBPF takes root";
@@ -107,8 +109,10 @@ pub struct Server {
 
 impl Server {
     /// Starts `command` as it stands.
-    pub fn start(name: &str, command: Command) -> Result<Self> {
+    pub fn start(name: &str, mut command: Command) -> Result<Self> {
         let folder = Folder::new(name)?;
+        // A group of its own, to be ended with all that it has forked.
+        command.process_group(0);
         Ok(Self { daemon: Daemon::start(name, command, folder.path())?, _folder: folder })
     }
 
@@ -127,5 +131,15 @@ impl Server {
     /// The program of this name in our own namespace.
     pub fn command(program: &str) -> Result<Command> {
         Ok(Command::new(place::program(program).with_context(|| format!("no {program}"))?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nobody has waited for it yet, so its number is still its own.
+        if let Some(group) = i32::try_from(self.daemon.pid()).ok().and_then(Pid::from_raw) {
+            // An error is a group that has ended already.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 }
