@@ -47,10 +47,9 @@ pub async fn send(otlp: &Otlp, mut queue: mpsc::Receiver<Block>) {
     let mut requests = FuturesUnordered::new();
     let mut is_open = true;
     loop {
-        let held: usize = lanes.iter().map(|lane| lane.waiting.len()).sum();
         for (at, lane) in lanes.iter_mut().enumerate() {
             if let Some(blocks) = lane.next() {
-                let waiting = queue.len() + held;
+                let waiting = queue.len() + lane.waiting.len();
                 requests.push(async move {
                     otlp.export(blocks, waiting).await;
                     at
@@ -60,6 +59,8 @@ pub async fn send(otlp: &Otlp, mut queue: mpsc::Receiver<Block>) {
         if !is_open && requests.is_empty() {
             return;
         }
+        // Counted when the requests have taken theirs: what they free is filled again at once.
+        let held: usize = lanes.iter().map(|lane| lane.waiting.len()).sum();
         tokio::select! {
             Some(at) = requests.next() => lanes[at].is_busy = false,
             block = queue.recv(), if is_open && held < GATHERED => match block {

@@ -10,7 +10,7 @@ use leaf_tests::skip::{has_program, is_root, require};
 use leaf_tests::{place, ss};
 use serde_json::Value;
 
-use crate::watch::{ROOT, all_events, close_first, connect, events, one, read_exactly, started, watching};
+use crate::watch::{ROOT, all_events, close_first, connect, events, listen, one, read_exactly, started, watching};
 
 #[test]
 fn a_connection_is_told_to_its_end_with_what_ss_says_of_both_ends() -> Result<()> {
@@ -19,8 +19,7 @@ fn a_connection_is_told_to_its_end_with_what_ss_says_of_both_ends() -> Result<()
     }
     const REQUEST: usize = 100_000;
     const ANSWER: usize = 5_000;
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = watching(&[])?;
     let before = Instant::now();
     let (mut client, mut server) = connect(&listener)?;
@@ -76,8 +75,7 @@ fn ends_that_are_no_ordinary_close_are_told_as_what_they_are() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = watching(&[])?;
 
     // Closed with unread data: a reset (RFC 2525, 2.17).
@@ -160,8 +158,7 @@ fn a_connection_older_than_the_agent_is_not_new_and_its_end_is_complete() -> Res
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let (mut client, mut server) = connect(&listener)?;
     let source = client.local_addr()?;
     client.write_all(b"before")?;
@@ -186,8 +183,7 @@ fn a_long_connection_is_told_at_each_interval_with_what_is_new() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = watching(&[("LEAF_NETWORK_REPORT_INTERVAL", "400ms")])?;
     let (mut client, mut server) = connect(&listener)?;
     let source = client.local_addr()?;
@@ -219,8 +215,7 @@ fn ten_thousand_short_connections_are_each_told_once() -> Result<()> {
         return Ok(());
     }
     const CONNECTIONS: usize = 10_000;
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     // A console that is slower than two busy cores can make connections drops none of them.
     let agent = watching(&[("LEAF_QUEUE_MAX_BATCHES", "1000")])?;
     let mut sources = BTreeSet::new();
@@ -251,8 +246,7 @@ fn without_ebpf_the_same_connection_is_told_from_looks_at_the_sockets() -> Resul
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = started(&[("LEAF_ROOMS_NETWORK_RUNG", "procfs")], "network: no eBPF")?;
     std::thread::sleep(Duration::from_secs(1));
     let (mut client, mut server) = connect(&listener)?;

@@ -1,7 +1,7 @@
 //! Rings and tables that are too small for what happens.
 
 use std::io::Read;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,7 +9,7 @@ use leaf_tests::ledger::Line;
 use leaf_tests::skip::{is_root, require};
 use serde_json::Value;
 
-use crate::watch::{ROOT, STOP, connect, events, events_of, watching};
+use crate::watch::{ROOT, STOP, connect, events, events_of, listen, watching};
 
 #[test]
 fn what_finds_the_ring_full_is_counted_to_the_last_event() -> Result<()> {
@@ -17,8 +17,7 @@ fn what_finds_the_ring_full_is_counted_to_the_last_event() -> Result<()> {
         return Ok(());
     }
     const CONNECTIONS: u64 = 2_000;
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     // A dozen records.
     let agent = watching(&[("LEAF_ROOMS_NETWORK_RING_BYTES", "4096")])?;
     for _ in 0..CONNECTIONS {
@@ -50,8 +49,7 @@ fn a_connection_that_finds_no_place_in_the_table_is_told_from_its_socket() -> Re
     const CONNECTIONS: usize = 2_000;
     // More than this machine has open by itself.
     const PLACES: &str = "200";
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = watching(&[("LEAF_NETWORK_CONNECTIONS", PLACES)])?;
     let pairs: Vec<(TcpStream, TcpStream)> = (0..CONNECTIONS).map(|_| connect(&listener)).collect::<Result<_>>()?;
     for (client, mut server) in pairs {

@@ -1,7 +1,6 @@
 //! Whose a connection is.
 
 use std::io::Read;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -12,7 +11,7 @@ use leaf_tests::place;
 use leaf_tests::skip::{has_program, is_root, require};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::watch::{ROOT, Server, connect, connect_soon, events, one, watching};
+use crate::watch::{ROOT, Server, connect, connect_soon, events, listen, one, watching};
 
 /// Longer than an agent looks for owners of accepted connections.
 const A_WHILE: Duration = Duration::from_secs(3);
@@ -47,8 +46,7 @@ fn a_socket_that_was_passed_on_belongs_to_who_closes_it() -> Result<()> {
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let agent = watching(&[])?;
     let (client, server) = connect(&listener)?;
     let source = client.local_addr()?;
@@ -83,8 +81,7 @@ fn an_accepted_connection_that_stays_open_is_told_with_its_owner() -> Result<()>
     if !require(is_root(), ROOT) {
         return Ok(());
     }
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let port = listener.local_addr()?.port();
+    let (listener, port) = listen()?;
     let mut agent = watching(&[])?;
     let (client, server) = connect(&listener)?;
     let source = client.local_addr()?;

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use leaf_tests::netns::{self, Namespace};
 use leaf_tests::skip::{has_program, is_root, require};
-use leaf_tests::ss;
 use serde_json::Value;
 
 use crate::watch::{
-    NETNS, ROOT, SERVERS, STOP, Server, all_events, connect, connect_soon, one, read_exactly, watching,
+    NETNS, ROOT, SERVERS, Server, acknowledged, all_events, connect, connect_soon, one, read_exactly, watching,
 };
 
 /// The values of trouble events of one entity, `WHAT:count`, by what.
-pub fn troubles<'a>(events: &'a [Value], kind: &str, entity: &str) -> BTreeMap<&'a str, u64> {
+fn troubles<'a>(events: &'a [Value], kind: &str, entity: &str) -> BTreeMap<&'a str, u64> {
     let mut sums = BTreeMap::new();
     for event in events.iter().filter(|event| event["type"] == kind && event["entity_id"] == entity) {
         assert_eq!(event["event_type"], kind, "{event}");
@@ -31,7 +30,7 @@ fn packets_that_are_lost_are_told_as_retransmits_of_the_connection_and_of_the_in
     if !require(netns::available(), NETNS) || !require(has_program("socat") && has_program("nft"), SERVERS) {
         return Ok(());
     }
-    const BYTES: usize = 2_000_000;
+    const BYTES: u64 = 2_000_000;
     let namespace = Namespace::new()?;
     let port = 9000;
     let server = Server::reader(&namespace, port)?;
@@ -43,17 +42,8 @@ fn packets_that_are_lost_are_told_as_retransmits_of_the_connection_and_of_the_in
     let agent = watching(&[("LEAF_NETWORK_TROUBLE_INTERVAL", "300ms")])?;
     let mut client = TcpStream::connect(&address)?;
     let source = client.local_addr()?;
-    client.write_all(&vec![0; BYTES])?;
-    let begin = Instant::now();
-    let socket = loop {
-        let sockets = ss::sockets(port)?;
-        let socket = sockets.iter().find(|socket| socket.local == source.to_string()).context("not in ss")?.clone();
-        if socket.count("bytes_acked") as usize > BYTES {
-            break socket;
-        }
-        ensure!(begin.elapsed() < STOP, "the bytes do not arrive: {socket:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    client.write_all(&vec![0; BYTES as usize])?;
+    let socket = acknowledged(source, port, BYTES)?;
     let sent_again = socket.count("retrans");
     assert!(sent_again > 0, "nothing was lost: {socket:?}");
     std::thread::sleep(Duration::from_millis(500));

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leaf_tests::netns::{self, Namespace};
+use leaf_tests::place::Folder;
 use leaf_tests::skip::{has_program, require};
 use leaf_tests::tshark::Capture;
-use leaf_tests::{place::Folder, ss};
 use serde_json::Value;
 
-use crate::watch::{NETNS, SERVERS, STOP, Server, all_events, connect_soon, one, watching};
+use crate::watch::{NETNS, SERVERS, Server, acknowledged, all_events, connect_soon, one, watching};
 
 /// What `nstat` says of a namespace.
 fn nstat(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
@@ -115,16 +115,7 @@ fn a_slow_link_is_told_as_tshark_and_ss_see_it() -> Result<()> {
     let mut client = TcpStream::connect(&address)?;
     let source = client.local_addr()?;
     client.write_all(&vec![0; BYTES as usize])?;
-    let begin = Instant::now();
-    let socket = loop {
-        let sockets = ss::sockets(9000)?;
-        let socket = sockets.iter().find(|socket| socket.local == source.to_string()).context("not in ss")?.clone();
-        if socket.count("bytes_acked") > BYTES {
-            break socket;
-        }
-        ensure!(begin.elapsed() < STOP, "the bytes do not arrive: {socket:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let socket = acknowledged(source, 9000, BYTES)?;
     drop(client);
     let captured = capture.stop()?;
     let events = all_events(agent)?;

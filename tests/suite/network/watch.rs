@@ -13,6 +13,7 @@ use leaf_tests::daemon::Daemon;
 use leaf_tests::ledger::Line;
 use leaf_tests::netns::Namespace;
 use leaf_tests::place::{self, Folder};
+use leaf_tests::ss::{self, Socket};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
@@ -68,6 +69,27 @@ pub fn one<'a>(events: &'a [Value], kind: &str, source: SocketAddr, role: &str) 
     let found: Vec<_> = events.iter().filter(is).collect();
     assert_eq!(found.len(), 1, "{kind} of {source} as {role} in {events:#?}");
     found[0]
+}
+
+/// A listener on loopback, and its port.
+pub fn listen() -> Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+/// What `ss` says of the connection from `source` to `port` when the peer has acknowledged so many bytes, and the SYN.
+pub fn acknowledged(source: SocketAddr, port: u16, bytes: u64) -> Result<Socket> {
+    let begin = Instant::now();
+    loop {
+        let sockets = ss::sockets(port)?;
+        let socket = sockets.into_iter().find(|socket| socket.local == source.to_string()).context("not in ss")?;
+        if socket.count("bytes_acked") > bytes {
+            return Ok(socket);
+        }
+        ensure!(begin.elapsed() < STOP, "the bytes do not arrive: {socket:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Both ends of a new connection to a listener of ours.

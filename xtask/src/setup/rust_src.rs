@@ -144,9 +144,9 @@ mod tests {
         assert_eq!(lock, "new");
     }
 
-    /// Loads some megabytes from Debian: run it by hand, on a Debian machine.
+    /// Loads some megabytes from Debian.
     #[test]
-    #[ignore = "needs Debian's package server"]
+    #[ignore = "needs Debian's package server; CI runs it"]
     fn debian_has_the_source_of_this_compiler() {
         let root = tempfile::tempdir().expect("a temporary folder");
         let workspace = Workspace::find().expect("called by cargo");

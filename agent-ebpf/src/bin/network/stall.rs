@@ -45,11 +45,12 @@ pub fn enter_btf(ctx: BtfTracePointContext) -> i32 {
     }
     let does_not_block = number == IO_URING_ENTER || number == u64::from(constant!(OPTIONS.io_submit));
     let since = if does_not_block { 0 } else { now() };
-    match IN_CALL.get_ptr_mut(thread()) {
+    let thread = thread();
+    match IN_CALL.get_ptr_mut(thread) {
         // SAFETY: an entry of the map; one that was given to another thread has a wrong time at worst.
         Some(known) => unsafe { core::ptr::write_volatile(known, since) },
         None => {
-            let _ = IN_CALL.insert(thread(), since, 0);
+            let _ = IN_CALL.insert(thread, since, 0);
         }
     }
     0

@@ -36,13 +36,11 @@ impl NetworkRoom {
             Ok(entries) => entries,
             Err(error) => return tracing::debug!("network: {error}"),
         };
-        let lost = programs.sum(FLOWS_LOST).unwrap_or(self.flows_lost);
-        if self.flows_lost == 0 && lost > 0 {
+        if let Some(lost) = first_lost(programs, FLOWS_LOST, &mut self.flows_lost) {
             tracing::warn!(
                 "network: {lost} UDP packets found no place in the table of flows: set network.udp_table higher; this is told once, the metric leaf.network.udp.not_counted counts on"
             );
         }
-        self.flows_lost = lost;
         let entries: Vec<(FlowKey, Flow)> = entries
             .into_iter()
             .map(|(key, value): (FlowKeyWords, FlowWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
@@ -129,13 +127,11 @@ impl NetworkRoom {
             Ok(entries) => entries,
             Err(error) => return tracing::debug!("network: {error}"),
         };
-        let lost = programs.sum(TROUBLES_LOST).unwrap_or(self.troubles_lost);
-        if self.troubles_lost == 0 && lost > 0 {
+        if let Some(lost) = first_lost(programs, TROUBLES_LOST, &mut self.troubles_lost) {
             tracing::warn!(
                 "network: {lost} retransmits, errors, drops or stalls found no place in the table of them: set network.trouble_interval lower; this is told once, the metric leaf.network.troubles.lost counts on"
             );
         }
-        self.troubles_lost = lost;
         let entries: Vec<(TroubleKey, Trouble)> = entries
             .into_iter()
             .map(|(key, value): (KeyWords, TroubleWords)| (zerocopy::transmute!(key), zerocopy::transmute!(value)))
@@ -164,6 +160,12 @@ impl NetworkRoom {
             tracing::debug!("network: {error}");
         }
     }
+}
+
+/// Reads a kernel's count of what found no place into `lost`; returns it when it is the first.
+fn first_lost(programs: &mut Programs, map: &'static str, lost: &mut u64) -> Option<u64> {
+    let before = std::mem::replace(lost, programs.sum(map).unwrap_or(*lost));
+    (before == 0 && *lost > 0).then_some(*lost)
 }
 
 pub(super) fn devices() -> String {
