@@ -9,6 +9,7 @@ use crate::{
     kernel::{
         attach::{self, Refusal, RoomReport},
         load::Kernel,
+        privileges::{self, Work},
         ring::{Stop, Waiter},
         support,
     },
@@ -81,6 +82,23 @@ impl Agent {
     /// # Errors
     /// [`StartError`]
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_then(config, |_| {})
+    }
+
+    /// The same for a process that is nothing but this agent: once attached, the calling thread and all threads that
+    /// it makes from then on keep only what the rooms need to go on ([`privileges::confine`]). There is no way back.
+    ///
+    /// # Errors
+    /// [`StartError`]; what cannot be given up is a warning in the log.
+    pub fn start_confined(config: &Config) -> Result<Self, StartError> {
+        Self::start_then(config, |reports| {
+            let work = Work::of(reports);
+            privileges::confine(&work).announce(&work);
+        })
+    }
+
+    /// `then` runs when the last thing is done that takes privilege, and before there is another thread.
+    fn start_then(config: &Config, then: impl FnOnce(&[RoomReport])) -> Result<Self, StartError> {
         let exporter = Exporter::new(config)?;
         let waiter = Waiter::new().map_err(|error| StartError::Thread(error.into()))?;
         let stop = waiter.stop();
@@ -139,6 +157,7 @@ impl Agent {
                 "this pid namespace is not the host's: /proc does not know the processes of events; in Kubernetes set hostPID: true"
             );
         }
+        then(&reports);
         let drain = Drain::new(running, node, resource, offer, waiter, periods);
         let drain = std::thread::Builder::new()
             .name("leaf-drain".into())

@@ -68,7 +68,8 @@ pub fn execute(args: Args) -> Result<(), Refused> {
     let ending = runtime.block_on(async {
         // Before the first event: a signal from then on is an orderly end.
         let end = end(args.duration)?;
-        let agent = Agent::start(&config).map_err(|error| match error {
+        let start = if config.privileges.drop { Agent::start_confined } else { Agent::start };
+        let agent = start(&config).map_err(|error| match error {
             StartError::NothingAttached(_) => (Failure::NothingAttached, error.to_string()),
             StartError::Export(ExportError::Endpoint { .. }) => (Failure::Configuration, error.to_string()),
             _ => (Failure::Failed, error.to_string()),

@@ -39,6 +39,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What leaves the node.
     pub privacy: Privacy,
+    /// What `agent run` may do.
+    pub privileges: Privileges,
     /// The network room.
     pub network: network::Options,
     /// Settings of each room by its name.
@@ -153,6 +155,14 @@ pub struct Privacy {
     pub patterns: Vec<String>,
 }
 
+/// See [`Config::privileges`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privileges {
+    /// Once attached, give up what the work does not need. A program that embeds the library decides for itself.
+    pub drop: bool,
+}
+
 /// See [`Config::rooms`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,6 +221,7 @@ impl Default for Config {
             queue: Queue { max_batches: 64, flush_timeout: Period::seconds(5) },
             metrics: Metrics { interval: Period::seconds(15) },
             privacy: Privacy { command_line: CommandLine::Redacted, max_length: 512, patterns: Vec::new() },
+            privileges: Privileges { drop: true },
             network: network::Options::default(),
             rooms: ROOMS.iter().map(|room| (room.name.to_owned(), Room::default())).collect(),
             log_level: LogLevel::Info,

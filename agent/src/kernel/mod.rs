@@ -5,6 +5,7 @@ pub mod attach;
 pub mod btf;
 pub mod features;
 pub mod load;
+pub mod privileges;
 pub mod programs;
 pub mod ring;
 pub mod support;

@@ -99,6 +99,33 @@ pub fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
+/// Whether the running kernel is older than a version; not if its release is no version.
+#[must_use]
+pub fn kernel_is_older_than(major: u32, minor: u32) -> bool {
+    is_older(&release(), (major, minor))
+}
+
+fn is_older(release: &str, than: (u32, u32)) -> bool {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < than)
+}
+
+/// Whether the file system at `path` is mounted with an option, with any value but 0.
+#[must_use]
+pub fn mount_has_option(path: &str, option: &str) -> bool {
+    has_option(&std::fs::read_to_string("/proc/self/mounts").unwrap_or_default(), path, option)
+}
+
+fn has_option(mounts: &str, path: &str, option: &str) -> bool {
+    // The last mount on a path hides those before it.
+    let mount = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some(path));
+    let options = mount.and_then(|line| line.split(' ').nth(3)).unwrap_or_default();
+    options
+        .split(',')
+        .filter_map(|set| set.split_once('='))
+        .any(|(name, value)| name == option && !matches!(value, "0" | "off"))
+}
+
 /// Where file systems of type `kind` are mounted.
 #[must_use]
 pub fn mounts(kind: &str) -> Vec<String> {
@@ -153,12 +180,30 @@ mod tests {
         assert_eq!(mounts_in(mounts, "debugfs"), [""; 0]);
     }
 
+    #[test]
+    fn an_option_counts_where_it_is_in_force() {
+        let mounts = "proc /proc proc rw,nosuid,hidepid=2 0 0\nproc /chroot/proc proc rw 0 0\n";
+        assert!(has_option(mounts, "/proc", "hidepid") && !has_option(mounts, "/chroot/proc", "hidepid"));
+        assert!(has_option("proc /proc proc rw,hidepid=invisible 0 0\n", "/proc", "hidepid"));
+        assert!(!has_option("proc /proc proc rw,hidepid=off 0 0\n", "/proc", "hidepid"));
+        assert!(!has_option(&format!("{mounts}proc /proc proc rw 0 0\n"), "/proc", "hidepid"));
+        assert!(!has_option("", "/proc", "hidepid"));
+    }
+
+    #[test]
+    fn a_kernel_is_older_by_its_release() {
+        assert!(is_older("5.10.0-28-amd64", (5, 11)) && is_older("4.19.0", (5, 1)));
+        assert!(!is_older("5.11-rc1", (5, 11)) && !is_older("6.1.0", (5, 11)) && !is_older("custom", (5, 11)));
+    }
+
     proptest! {
         #[test]
         fn any_text_is_a_format_or_not(text in "\\PC{0,200}") {
             let _ = field_offset(&text, "x");
             let _ = Capabilities::parse(&text);
             let _ = mounts_in(&text, "x");
+            let _ = has_option(&text, "x", "x");
+            let _ = is_older(&text, (5, 11));
         }
     }
 }
