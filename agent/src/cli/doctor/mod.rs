@@ -1,7 +1,10 @@
 //! `agent doctor`: what this kernel and this user allow, and which rung each
 //! hook of each room takes. It attaches for real, and detaches again.
 
-use super::{File, Refused, print};
+mod fix;
+mod security_context;
+
+use super::{Failure, File, Refused, print};
 use crate::{
     config::Config,
     kernel::{
@@ -18,9 +21,15 @@ use std::{collections::BTreeMap, fmt::Write as _};
 /// Say what this machine allows, which way each probe takes, and why not a better one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON
+    /// Print JSON, of whatever is asked for
     #[arg(long)]
     json: bool,
+    /// Print the commands that give better rungs; none of them is run
+    #[arg(long)]
+    fix: bool,
+    /// Print the least privilege that this configuration takes, for Kubernetes and for systemd; attaches nothing
+    #[arg(long, conflicts_with = "fix")]
+    security_context: bool,
     #[command(flatten)]
     file: File,
 }
@@ -70,13 +79,23 @@ const OTHER_PIDS: &str = "another than the host's: /proc does not know the proce
 /// Runs the command.
 pub fn execute(args: &Args) -> Result<(), Refused> {
     let config = args.file.read(Vec::new())?.config;
-    let report = examine(&config);
-    if args.json {
-        let json = serde_json::to_string_pretty(&report)
-            .map_err(|error| (super::Failure::Failed, format!("failed to write the report: {error}")))?;
-        return print(&format!("{json}\n"));
+    if args.security_context {
+        let context = security_context::Context::of(&config);
+        return if args.json { print_json(&context) } else { print(&context.text()) };
     }
-    print(&text(&report))
+    let report = examine(&config);
+    match (args.fix, args.json) {
+        (true, true) => print_json(&fix::Fixes::of(&report, &config)),
+        (true, false) => print(&fix::Fixes::of(&report, &config).text()),
+        (false, true) => print_json(&report),
+        (false, false) => print(&text(&report)),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Refused> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| (Failure::Failed, format!("failed to write the report: {error}")))?;
+    print(&format!("{json}\n"))
 }
 
 fn examine(config: &Config) -> Report {
