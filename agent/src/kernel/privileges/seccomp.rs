@@ -187,6 +187,9 @@ const BPF_COMMANDS: &[(&str, u32)] = &[
     ("ITER_CREATE", 33),
 ];
 
+/// TIOCSTI and TIOCLINUX (include/uapi/asm-generic/ioctls.h) put keystrokes into a terminal, which a shell then reads.
+const TYPING: [u64; 2] = [0x5412, 0x541c];
+
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
@@ -240,9 +243,7 @@ fn rules() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     }
     let other_commands: Vec<_> = BPF_COMMANDS.iter().map(|(_, command)| (Is::Ne, u64::from(*command))).collect();
     rules.insert(libc::SYS_bpf, vec![when(0, Length::Dword, &other_commands)?]);
-    // Both put keystrokes into a terminal, which a shell then reads.
-    let typing = [libc::TIOCSTI, libc::TIOCLINUX];
-    let typing = typing.iter().map(|request| when(1, Length::Dword, &[(Is::Eq, *request as u64)]));
+    let typing = TYPING.iter().map(|request| when(1, Length::Dword, &[(Is::Eq, *request)]));
     rules.insert(libc::SYS_ioctl, typing.collect::<Result<_, _>>()?);
     Ok(rules)
 }
@@ -256,9 +257,11 @@ const OPEN: &[(c_long, u8)] = &[
 
 /// One rule for each way to say that a file shall change.
 fn writing(flags: u8) -> Result<Vec<SeccompRule>, BackendError> {
-    let access = |mode: c_int| (Is::MaskedEq(libc::O_ACCMODE as u64), mode as u64);
+    // O_ACCMODE has one more bit in some C libraries.
+    const READ_AND_WRITE: c_int = libc::O_WRONLY | libc::O_RDWR;
+    let access = |mode: c_int| (Is::MaskedEq(READ_AND_WRITE as u64), mode as u64);
     let has = |flag: c_int| (Is::MaskedEq(flag as u64), flag as u64);
-    [access(libc::O_WRONLY), access(libc::O_RDWR), access(libc::O_ACCMODE), has(libc::O_CREAT), has(libc::O_TRUNC)]
+    [access(libc::O_WRONLY), access(libc::O_RDWR), access(READ_AND_WRITE), has(libc::O_CREAT), has(libc::O_TRUNC)]
         .into_iter()
         .map(|condition| when(flags, Length::Dword, &[condition]))
         .collect()
