@@ -483,6 +483,12 @@ offsets! {
         drop_arguments: Source::Arguments("kfree_skb"),
         /// 4 with an error (6.15): it then fires for attempts that failed, too.
         retransmit_arguments: Source::Arguments("tcp_retransmit_skb"),
+        file_inode: Source::Member("file", "f_inode"),
+        file_private: Source::Member("file", "private_data"),
+        inode_mode: Source::Member("inode", "i_mode"),
+        tp_state_socket: Source::Tracepoint("sock/inet_sock_set_state", "skaddr"),
+        tp_state_before: Source::Tracepoint("sock/inet_sock_set_state", "oldstate"),
+        tp_state_after: Source::Tracepoint("sock/inet_sock_set_state", "newstate"),
         cgroup_kn: Source::Member("cgroup", "kn"),
         kernfs_id: Source::Member("kernfs_node", "id"),
         task_tgid: Source::Member("task_struct", "tgid"),

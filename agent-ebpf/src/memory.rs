@@ -3,11 +3,14 @@
 //! or a checked copy through any address.
 
 use agent_common::ABSENT;
-use aya_ebpf::helpers::bpf_probe_read_kernel;
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    mem::MaybeUninit,
+};
 
 /// How a program reads kernel structs. `None`: the kernel has no such field,
-/// or the pointer is null.
+/// or a typed pointer is null.
 pub trait Memory {
     unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T>;
 }
@@ -31,13 +34,22 @@ impl Memory for Typed {
 }
 
 impl Memory for Probed {
+    /// What cannot be read is zero, as for [`Typed`]: a branch for it would double what the
+    /// verifier has to follow, read by read.
     #[inline(always)]
     unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
-        if offset == ABSENT || base.is_null() {
+        if offset == ABSENT {
             return None;
         }
-        // SAFETY: the helper checks the address.
-        unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.ok()
+        // What a branch does not use, the compiler may read all the same, and verifiers
+        // before 6.3 refuse to read stack that nothing was written to.
+        let mut value = MaybeUninit::<T>::zeroed();
+        let from = base.wrapping_add(offset as usize).cast();
+        // SAFETY: the helper checks the address, and writes zeros if it is none.
+        unsafe {
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from);
+            Some(value.assume_init())
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Process room: exec, fork and exit of every process, and the name of every
-//! new cgroup. Each hook has two entry points, a BTF tracepoint (5.5) and a
-//! classic one (4.7); both do the same with another way to read memory.
+//! new cgroup. Each hook has an entry point for every rung of the ladder; all do
+//! the same with another way to read memory, or from a function close by.
 #![no_std]
 #![no_main]
 #![allow(unused_unsafe, reason = "`constant!` stands in unsafe and in safe code")]
@@ -22,11 +22,14 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel_str, bpf_probe_read_user},
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel_str,
+            bpf_probe_read_user,
+        },
     },
-    macros::{btf_tracepoint, map, tracepoint},
+    macros::{btf_tracepoint, fentry, kprobe, map, raw_tracepoint, tracepoint},
     maps::LruHashMap,
-    programs::{BtfTracePointContext, TracePointContext},
+    programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
 
 /// Filled by the loader from the running kernel's BTF and tracefs.
@@ -47,10 +50,30 @@ const SIGNAL_GROUP_EXIT: u32 = 0x4;
 /// A program was replaced; the current task is the process, with its new memory.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec_btf(ctx: BtfTracePointContext) -> i32 {
-    let task: *const u8 = ctx.arg(0);
-    let bprm: *const u8 = ctx.arg(2);
-    account(exec::<Typed>(task, |at| unsafe {
-        Typed::read(bprm, constant!(OFFSETS.bprm_filename)).map_or(0, |path| read_str(at, path, FILENAME_LEN))
+    exec_of::<Typed>(ctx.arg(0), ctx.arg(2))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn exec_raw(ctx: RawTracePointContext) -> i32 {
+    exec_of::<Probed>(ctx.arg(0), ctx.arg(2))
+}
+
+/// The last that an exec does which can be traced; nothing can fail from here on.
+#[fentry(function = "finalize_exec")]
+pub fn exec_entry(ctx: FEntryContext) -> i32 {
+    exec_of::<Typed>(current_typed(), ctx.arg(0))
+}
+
+#[kprobe(function = "finalize_exec")]
+pub fn exec_probe(ctx: ProbeContext) -> u32 {
+    exec_of::<Probed>(current(), ctx.arg(0).unwrap_or(core::ptr::null()));
+    0
+}
+
+#[inline(always)]
+fn exec_of<M: Memory>(task: *const u8, bprm: *const u8) -> i32 {
+    account(exec::<M>(task, |at| unsafe {
+        M::read(bprm, constant!(OFFSETS.bprm_filename)).map_or(0, |path| read_str(at, path, FILENAME_LEN))
     }))
 }
 
@@ -64,13 +87,34 @@ pub fn exec_classic(ctx: TracePointContext) -> i32 {
 /// A new task; the current one is its parent. Threads are not processes.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork_btf(ctx: BtfTracePointContext) -> i32 {
-    let child: *const u8 = ctx.arg(1);
-    let pid: u32 = unsafe { Typed::read(child, constant!(OFFSETS.task_pid)) }.unwrap_or(0);
-    let tgid: u32 = unsafe { Typed::read(child, constant!(OFFSETS.task_tgid)) }.unwrap_or(0);
+    fork_of::<Typed>(ctx.arg(1))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn fork_raw(ctx: RawTracePointContext) -> i32 {
+    fork_of::<Probed>(ctx.arg(1))
+}
+
+/// The child is complete, and has not run yet.
+#[fentry(function = "wake_up_new_task")]
+pub fn fork_entry(ctx: FEntryContext) -> i32 {
+    fork_of::<Typed>(ctx.arg(0))
+}
+
+#[kprobe(function = "wake_up_new_task")]
+pub fn fork_probe(ctx: ProbeContext) -> u32 {
+    fork_of::<Probed>(ctx.arg(0).unwrap_or(core::ptr::null()));
+    0
+}
+
+#[inline(always)]
+fn fork_of<M: Memory>(child: *const u8) -> i32 {
+    let pid: u32 = unsafe { M::read(child, constant!(OFFSETS.task_pid)) }.unwrap_or(0);
+    let tgid: u32 = unsafe { M::read(child, constant!(OFFSETS.task_tgid)) }.unwrap_or(0);
     if pid != tgid {
         return 0;
     }
-    account(fork(pid, |out, now, comm| unsafe { fill::<Typed>(out, kind::FORK, child, now, comm) }))
+    account(fork(pid, |out, now, comm| unsafe { fill::<M>(out, kind::FORK, child, now, comm) }))
 }
 
 /// `task_newtask` and not `sched_process_fork`: only it tells a thread from a process.
@@ -99,10 +143,35 @@ pub fn fork_classic(ctx: TracePointContext) -> i32 {
 /// A thread ends; told once for a process, by its last one.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn exit_btf(ctx: BtfTracePointContext) -> i32 {
-    let task: *const u8 = ctx.arg(0);
+    let group_dead = if exit_says_group() { Some(ctx.arg::<u8>(1) != 0) } else { None };
+    exit::<Typed>(ctx.arg(0), group_dead)
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn exit_raw(ctx: RawTracePointContext) -> i32 {
+    let group_dead = if exit_says_group() { Some(ctx.arg::<u8>(1) != 0) } else { None };
+    exit::<Probed>(ctx.arg(0), group_dead)
+}
+
+/// Whether the tracepoint says if this is the last thread (6.14).
+#[inline(always)]
+fn exit_says_group() -> bool {
     let arguments = constant!(OFFSETS.exit_arguments);
-    let group_dead = if arguments != ABSENT && arguments >= 3 { Some(ctx.arg::<u8>(1) != 0) } else { None };
-    exit::<Typed>(task, group_dead)
+    arguments != ABSENT && arguments >= 3
+}
+
+/// A function of `do_exit` that is told whether this is the last thread, when its exit code is set.
+#[fentry(function = "taskstats_exit")]
+pub fn exit_entry(ctx: FEntryContext) -> i32 {
+    exit::<Typed>(ctx.arg(0), Some(ctx.arg::<i32>(1) != 0))
+}
+
+#[kprobe(function = "taskstats_exit")]
+pub fn exit_probe(ctx: ProbeContext) -> u32 {
+    if let (Some(task), Some(dead)) = (ctx.arg(0), ctx.arg::<i32>(1)) {
+        exit::<Probed>(task, Some(dead != 0));
+    }
+    0
 }
 
 #[tracepoint(category = "sched", name = "sched_process_exit")]
@@ -115,10 +184,14 @@ pub fn exit_classic(ctx: TracePointContext) -> i32 {
 /// A cgroup is made, before any process can be in it.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_btf(ctx: BtfTracePointContext) -> i32 {
-    let cgroup: *const u8 = ctx.arg(0);
-    let path: *const u8 = ctx.arg(1);
-    let (id, hierarchy) = unsafe { cgroup_identity::<Typed>(cgroup) };
-    note(cgroup_made(id, hierarchy, path))
+    let (id, hierarchy) = unsafe { cgroup_identity::<Typed>(ctx.arg(0)) };
+    note(cgroup_made(id, hierarchy, ctx.arg(1)))
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_mkdir")]
+pub fn cgroup_raw(ctx: RawTracePointContext) -> i32 {
+    let (id, hierarchy) = unsafe { cgroup_identity::<Probed>(ctx.arg(0)) };
+    note(cgroup_made(id, hierarchy, ctx.arg(1)))
 }
 
 #[tracepoint(category = "cgroup", name = "cgroup_mkdir")]
@@ -248,7 +321,7 @@ unsafe fn is_last_thread<M: Memory>(task: *const u8, signal: *const u8, group_de
     if live != 0 {
         return false;
     }
-    let start: u64 = unsafe { leader_start::<M>(task) }.unwrap_or(0);
+    let start = unsafe { leader_start::<M>(task) };
     let key = [u64::from(current_pid()), start];
     if unsafe { M::read::<i32>(signal, constant!(OFFSETS.signal_nr_threads)) } == Some(1) {
         // Another one may have been told and released already.
@@ -268,9 +341,10 @@ unsafe fn leader_comm<M: Memory>(task: *const u8) -> [u8; COMM_LEN] {
     if id as u32 != (id >> 32) as u32 {
         let leader: Option<*const u8> = unsafe { M::read(task, constant!(OFFSETS.task_group_leader)) };
         if let Some(leader) = leader {
-            // An array is no single load, so this copies.
-            if let Some(comm) = unsafe { Probed::read(leader, constant!(OFFSETS.task_comm)) } {
-                return comm;
+            // As words: an array of bytes is no load.
+            if let Some(comm) = unsafe { M::read::<[u64; 2]>(leader, constant!(OFFSETS.task_comm)) } {
+                // SAFETY: sixteen bytes as sixteen bytes.
+                return unsafe { core::mem::transmute::<[u64; 2], [u8; COMM_LEN]>(comm) };
             }
         }
     }
@@ -378,26 +452,23 @@ unsafe fn fill<M: Memory>(out: *mut Task, kind: u32, task: *const u8, now: u64, 
     let (uid, gid) = current_uid_gid();
     let mut absent = 0;
     unsafe {
-        let parent: Option<*const u8> = M::read(task, constant!(OFFSETS.task_real_parent));
-        let ppid = match parent {
-            Some(parent) => M::read(parent, constant!(OFFSETS.task_tgid)),
-            None => None,
-        };
+        let parent: *const u8 = M::read(task, constant!(OFFSETS.task_real_parent)).unwrap_or(core::ptr::null());
+        let ppid = M::read(parent, constant!(OFFSETS.task_tgid)).unwrap_or(0);
         let start = leader_start::<M>(task);
-        if ppid.is_none() {
+        if constant!(OFFSETS.task_real_parent) == ABSENT || constant!(OFFSETS.task_tgid) == ABSENT {
             absent |= missing::PARENT;
         }
-        if start.is_none() {
+        if start == 0 {
             absent |= missing::START;
         }
         absent |= fill_cgroup::<M>(&raw mut (*out).cgroup, task);
         (*out).kind = kind;
         (*out).missing = absent;
         (*out).time_ns = now;
-        (*out).start_ns = start.unwrap_or(0);
+        (*out).start_ns = start;
         (*out).pid = (id >> 32) as u32;
         (*out).tid = id as u32;
-        (*out).ppid = ppid.unwrap_or(0);
+        (*out).ppid = ppid;
         (*out).uid = uid;
         (*out).gid = gid;
         (*out).reserved = 0;
@@ -406,12 +477,12 @@ unsafe fn fill<M: Memory>(out: *mut Task, kind: u32, task: *const u8, now: u64, 
 }
 
 /// The start of the process, which is that of its leader; an exec by another
-/// thread makes that one the leader with the old leader's start.
+/// thread makes that one the leader with the old leader's start. 0: not known.
 #[inline(always)]
-unsafe fn leader_start<M: Memory>(task: *const u8) -> Option<u64> {
+unsafe fn leader_start<M: Memory>(task: *const u8) -> u64 {
     unsafe {
-        let leader: *const u8 = M::read(task, constant!(OFFSETS.task_group_leader))?;
-        M::read(leader, constant!(OFFSETS.task_start))
+        let leader: *const u8 = M::read(task, constant!(OFFSETS.task_group_leader)).unwrap_or(core::ptr::null());
+        M::read(leader, constant!(OFFSETS.task_start)).unwrap_or(0)
     }
 }
 
@@ -462,7 +533,8 @@ unsafe fn memory_cgroup<M: Memory>(set: *const u8) -> Option<*const u8> {
     }
     unsafe {
         let state: *const u8 = M::read(set, array + index * 8)?;
-        M::read(state, constant!(OFFSETS.css_cgroup))
+        let cgroup: *const u8 = M::read(state, constant!(OFFSETS.css_cgroup))?;
+        if cgroup.is_null() { None } else { Some(cgroup) }
     }
 }
 
@@ -502,6 +574,13 @@ unsafe fn data_loc(ctx: &TracePointContext, offset: u32) -> *const u8 {
         Some(location) => (ctx.as_ptr() as u64 + u64::from(location & 0xffff)) as *const u8,
         None => core::ptr::null(),
     }
+}
+
+/// The current task as a typed pointer (5.11).
+#[inline(always)]
+fn current_typed() -> *const u8 {
+    // SAFETY: no arguments, no side effect.
+    (unsafe { bpf_get_current_task_btf() }) as *const u8
 }
 
 /// The current task as an address.

@@ -10,7 +10,7 @@ pub use sources::{CONFIG_VARIABLE, Flag, Loaded};
 
 use crate::{
     enrich::redact::{CommandLine, Redactor},
-    probes::{PROCFS, ROOMS, network},
+    probes::{PROCFS, ROOMS, Way, network},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -177,7 +177,7 @@ pub struct Room {
     pub rate_burst: u64,
     /// Size of the ring between kernel and agent: a power of two.
     pub ring_bytes: u32,
-    /// `auto`, or one rung of the ladder: `tp_btf`, `tracepoint`, `procfs`.
+    /// `auto`, or one rung of the ladder for tests: see [`rungs`].
     pub rung: String,
     /// On the /proc rung: time between two looks.
     pub poll_interval: Period,
@@ -272,6 +272,6 @@ impl Privacy {
 
 /// The values that [`Room::rung`] takes.
 #[must_use]
-pub fn rungs() -> [&'static str; 4] {
-    [RUNG_AUTO, "tp_btf", "tracepoint", PROCFS]
+pub fn rungs() -> Vec<&'static str> {
+    [RUNG_AUTO].into_iter().chain(Way::ALL.map(Way::name)).chain([PROCFS]).collect()
 }

@@ -4,18 +4,21 @@
 use super::{
     btf,
     load::{Kernel, LoadError},
-    programs::Programs,
+    programs::{Held, Programs},
     ring::Ring,
     support::Capabilities,
 };
 use crate::{
     config,
-    probes::{Descriptor, Hook, PROCFS, Rung, Tuning},
+    probes::{Descriptor, Hook, PROCFS, Rung, Tuning, Way},
 };
 use aya::{
     Ebpf, EbpfError,
     maps::MapError,
-    programs::{BtfTracePoint, FExit, Iter, ProgramError, TracePoint, trace_point::TracePointError},
+    programs::{
+        BtfTracePoint, FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint,
+        trace_point::TracePointError,
+    },
 };
 use serde::Serialize;
 use std::{io, path::PathBuf};
@@ -106,21 +109,29 @@ pub fn attach(
             return (report, None);
         }
     };
-    let mut required: Vec<&'static str> = Vec::new();
-    for hook in room.hooks.iter().filter(|hook| !tuning.unused.contains(&hook.name)) {
-        let climbed = climb(&mut ebpf, kernel, hook, &settings.rung);
-        let rung = climbed.rung;
+    let (mut required, mut held) = (Vec::new(), Held::new());
+    // Those first that decide whether and how.
+    let (first, then): (Vec<&Hook>, Vec<&Hook>) =
+        room.hooks.iter().filter(|hook| !tuning.unused.contains(&hook.name)).partition(|hook| hook.required);
+    for hook in first.into_iter().chain(then) {
+        let by_address = required.iter().any(|rung: &&Rung| rung.by_address);
+        let (climbed, rung) = climb(&mut ebpf, kernel, hook, &settings.rung, by_address);
         report.hooks.push(climbed);
         match rung {
-            Some(rung) if hook.required => required.push(rung),
+            Some(rung) => {
+                held.insert(hook.name, rung.program);
+                if hook.required {
+                    required.push(rung);
+                }
+            }
             None if hook.required => return (report, None),
-            _ => {}
+            None => {}
         }
     }
     match Ring::take(&mut ebpf) {
         Ok(ring) => {
-            report.source = lowest(room, &required);
-            (report, Some(Attached { programs: Some(Programs::new(ebpf, kernel.names(room))), ring }))
+            report.source = lowest(&required);
+            (report, Some(Attached { programs: Some(Programs::new(ebpf, kernel.names(room), held)), ring }))
         }
         Err(error) => {
             report.refused = Some(load_refusal(room, &error));
@@ -130,71 +141,85 @@ pub fn attach(
 }
 
 /// The lowest of the rungs that the required hooks took.
-fn lowest(room: &Descriptor, taken: &[&'static str]) -> &'static str {
-    let height = |rung: &str| room.hooks.iter().flat_map(|hook| hook.rungs).position(|known| known.name() == rung);
-    taken.iter().copied().max_by_key(|rung| height(rung)).unwrap_or(PROCFS)
+fn lowest(taken: &[&Rung]) -> &'static str {
+    taken.iter().map(|rung| rung.way).max().map_or(PROCFS, Way::name)
 }
 
-fn climb(ebpf: &mut Ebpf, kernel: &Kernel, hook: &Hook, forced: &str) -> HookReport {
+fn climb(
+    ebpf: &mut Ebpf,
+    kernel: &Kernel,
+    hook: &'static Hook,
+    forced: &str,
+    by_address: bool,
+) -> (HookReport, Option<&'static Rung>) {
     let mut report = HookReport { hook: hook.name, rung: None, target: None, refused: Vec::new() };
     // A hook that knows only other ways than the forced one keeps its own.
     let is_forced = hook.required || hook.rungs.iter().any(|rung| rung.name() == forced);
+    // What the required hooks write, an optional one finds only if it knows objects as they do.
+    let must_agree = !hook.required && hook.rungs.iter().any(|rung| rung.by_address == by_address);
     for rung in hook.rungs {
-        if forced != config::RUNG_AUTO && is_forced && rung.name() != forced {
+        if forced != config::RUNG_AUTO && is_forced && rung.name() != forced
+            || must_agree && rung.by_address != by_address
+        {
             continue;
         }
         match hold(ebpf, kernel, rung) {
             Ok(()) => {
                 report.rung = Some(rung.name());
-                report.target = Some(rung.target());
-                return report;
+                report.target = Some(rung.target.to_owned());
+                return (report, Some(rung));
             }
             Err(refusal) => report.refused.push(refusal),
         }
     }
-    report
+    (report, None)
 }
 
 /// Loads and attaches one program.
 fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
-    match *rung {
-        Rung::BtfTracepoint { tracepoint, program } => {
-            let btf = need_btf(kernel, rung)?;
-            let loaded: &mut BtfTracePoint = get(ebpf, rung, program)?;
-            loaded
-                .load(tracepoint, btf)
-                .and_then(|()| loaded.attach().map(drop))
-                .map_err(|error| program_refusal(rung, program, &error))
+    let btf = match need_btf(kernel, rung) {
+        Ok(btf) => Some(btf),
+        Err(refusal) if rung.needs_btf => return Err(refusal),
+        Err(_) => None,
+    };
+    let (target, tracefs) = (rung.target, kernel.tracefs.is_some());
+    let held = match (rung.way, btf, target.split_once(':')) {
+        (Way::BtfTracepoint, Some(btf), _) => {
+            let program: &mut BtfTracePoint = get(ebpf, rung)?;
+            program.load(target, btf).and_then(|()| program.attach().map(drop))
         }
-        Rung::FunctionExit { function, program } => {
-            let btf = need_btf(kernel, rung)?;
-            let loaded: &mut FExit = get(ebpf, rung, program)?;
-            loaded
-                .load(function, btf)
-                .and_then(|()| loaded.attach().map(drop))
-                .map_err(|error| program_refusal(rung, program, &error))
+        (Way::FunctionEntry, Some(btf), _) => {
+            let program: &mut FEntry = get(ebpf, rung)?;
+            program.load(target, btf).and_then(|()| program.attach().map(drop))
+        }
+        (Way::FunctionExit, Some(btf), _) => {
+            let program: &mut FExit = get(ebpf, rung)?;
+            program.load(target, btf).and_then(|()| program.attach().map(drop))
         }
         // Attached anew for every look.
-        Rung::Iterator { over, program } => {
-            let btf = need_btf(kernel, rung)?;
-            let loaded: &mut Iter = get(ebpf, rung, program)?;
-            loaded.load(over, btf).map_err(|error| program_refusal(rung, program, &error))
+        (Way::Iterator, Some(btf), _) => get::<Iter>(ebpf, rung)?.load(target, btf),
+        (Way::RawTracepoint, ..) => {
+            let program: &mut RawTracePoint = get(ebpf, rung)?;
+            program.load().and_then(|()| program.attach(target).map(drop))
         }
-        Rung::Tracepoint { category, name, program } => {
-            if kernel.tracefs.is_none() {
-                return Err(refusal(
-                    rung,
-                    "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
-                    "mount -t tracefs tracefs /sys/kernel/tracing".into(),
-                ));
-            }
-            let loaded: &mut TracePoint = get(ebpf, rung, program)?;
-            loaded
-                .load()
-                .and_then(|()| loaded.attach(category, name).map(drop))
-                .map_err(|error| program_refusal(rung, program, &error))
+        (Way::Tracepoint, _, Some((category, name))) if tracefs => {
+            let program: &mut TracePoint = get(ebpf, rung)?;
+            program.load().and_then(|()| program.attach(category, name).map(drop))
         }
-    }
+        (Way::Tracepoint, ..) => {
+            return Err(refusal(
+                rung,
+                "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
+                "mount -t tracefs tracefs /sys/kernel/tracing".into(),
+            ));
+        }
+        (Way::Probe, ..) => {
+            let program: &mut KProbe = get(ebpf, rung)?;
+            program.load().and_then(|()| program.attach(target, 0).map(drop))
+        }
+        (_, None, _) => return need_btf(kernel, rung).map(drop),
+    };
+    held.map_err(|error| program_refusal(rung, &error))
 }
 
 fn need_btf<'a>(kernel: &'a Kernel, rung: &Rung) -> Result<&'a aya::Btf, Refusal> {
@@ -207,10 +232,11 @@ fn need_btf<'a>(kernel: &'a Kernel, rung: &Rung) -> Result<&'a aya::Btf, Refusal
     })
 }
 
-fn get<'a, P>(ebpf: &'a mut Ebpf, rung: &Rung, program: &str) -> Result<&'a mut P, Refusal>
+fn get<'a, P>(ebpf: &'a mut Ebpf, rung: &Rung) -> Result<&'a mut P, Refusal>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
+    let program = rung.program;
     let missing = || refusal(rung, format!("the object has no program {program} of this type"), REPORT.into());
     ebpf.program_mut(program).and_then(|program| program.try_into().ok()).ok_or_else(missing)
 }
@@ -221,18 +247,19 @@ const PRIVILEGE: &str = "run as root, or give the agent CAP_BPF and CAP_PERFMON"
 const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or seccomp)";
 
 fn refusal(rung: &Rung, cause: String, way_out: String) -> Refusal {
-    Refusal { rung: rung.name(), target: rung.target(), cause, way_out }
+    Refusal { rung: rung.name(), target: rung.target.to_owned(), cause, way_out }
 }
 
-fn program_refusal(rung: &Rung, program: &str, error: &ProgramError) -> Refusal {
+fn program_refusal(rung: &Rung, error: &ProgramError) -> Refusal {
     let (cause, way_out) = match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             match last_lines(&log) {
                 Some(last) => {
-                    let kept = keep_log(program, &log);
+                    let kept = keep_log(rung.program, &log);
                     // A helper that it does not have.
-                    let way_out = if last.starts_with("unknown func ") { NEWER } else { REPORT };
+                    let lacks = ["unknown func ", "invalid func "].iter().any(|start| last.starts_with(start));
+                    let way_out = if lacks { NEWER } else { REPORT };
                     (format!("the verifier refused the program: {last}"), format!("{way_out}; its log is {kept}"))
                 }
                 None => (format!("loading the program failed: {io_error}"), denied(io_error)),

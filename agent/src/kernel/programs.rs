@@ -19,7 +19,11 @@ const PAGE: usize = 64 * 1024;
 pub struct Programs {
     ebpf: Ebpf,
     names: Names,
+    held: Held,
 }
+
+/// The program that holds, by the name of its hook.
+pub type Held = BTreeMap<&'static str, &'static str>;
 
 /// Enumerators of the kernel's enums, by the name of the enum: value and name of each.
 pub type Names = BTreeMap<&'static str, Vec<(u32, String)>>;
@@ -31,8 +35,8 @@ pub type Entry<const KEY: usize, const VALUE: usize> = ([u64; KEY], [u64; VALUE]
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// The room has attached no iterator of this name.
-    #[error("the program {0} is not loaded")]
-    NotLoaded(&'static str),
+    #[error("no iterator holds for {0}")]
+    NotHeld(&'static str),
     /// See [`LoadError`].
     #[error(transparent)]
     Map(#[from] LoadError),
@@ -50,8 +54,8 @@ pub enum LookError {
 impl Programs {
     /// Programs that are attached already.
     #[must_use]
-    pub fn new(ebpf: Ebpf, names: Names) -> Self {
-        Self { ebpf, names }
+    pub fn new(ebpf: Ebpf, names: Names, held: Held) -> Self {
+        Self { ebpf, names, held }
     }
 
     /// Name of a value of a kernel enum that the room has asked for.
@@ -108,7 +112,7 @@ impl Programs {
         Ok(array.get(&0, 0).map_err(failed)?.iter().sum())
     }
 
-    /// Runs an iterator over all that there is: `question` goes into the first
+    /// Runs a hook's iterator over all that there is: `question` goes into the first
     /// element of `map` for the program to read, and each of its records, of
     /// `size` bytes, a multiple of 8, to `each`.
     ///
@@ -116,7 +120,7 @@ impl Programs {
     /// [`LookError`]; records that came before it have been given.
     pub fn look<const WORDS: usize>(
         &mut self,
-        program: &'static str,
+        hook: &'static str,
         (map, question): (&'static str, [u64; WORDS]),
         size: usize,
         mut each: impl FnMut(&[u8]),
@@ -126,7 +130,8 @@ impl Programs {
         let failed = |error| LoadError::Map { name: map, error };
         let mut asked: Array<_, [u64; WORDS]> = Array::try_from(asked).map_err(failed)?;
         asked.set(0, question, 0).map_err(failed)?;
-        let iterator = self.ebpf.program_mut(program).ok_or(LookError::NotLoaded(program))?;
+        let program = self.held.get(hook).ok_or(LookError::NotHeld(hook))?;
+        let iterator = self.ebpf.program_mut(program).ok_or(LookError::NotHeld(hook))?;
         let iterator: &mut Iter = iterator.try_into()?;
         let link = iterator.attach()?;
         let mut file = iterator.take_link(link)?.into_file()?;

@@ -68,63 +68,95 @@ pub struct Hook {
     pub rungs: &'static [Rung],
 }
 
-/// A way to watch: one step of the ladder.
+/// A step of the ladder: a way to watch, what is watched, and the program for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rung {
+pub struct Rung {
+    /// How.
+    pub way: Way,
+    /// A tracepoint (`sched_process_exec`, a classic one `sched:sched_process_exec`), a
+    /// function, or what an iterator goes over.
+    pub target: &'static str,
+    /// The program in the room's object.
+    pub program: &'static str,
+    /// The program knows the kernel's objects by their addresses, and not by typed
+    /// pointers. Programs of a room that look up what others have written must agree in that.
+    pub by_address: bool,
+    /// Nothing can be had without the offsets in kernel BTF.
+    pub needs_btf: bool,
+}
+
+/// The ways to watch, best first. All but the classic tracepoint take kernel BTF: to
+/// attach, or to know where the fields are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
     /// A tracepoint with typed arguments (5.5).
-    BtfTracepoint {
-        /// The tracepoint: `sched_process_exec`.
-        tracepoint: &'static str,
-        /// The program for it in the room's object.
-        program: &'static str,
-    },
+    BtfTracepoint,
+    /// The beginning of a function of the kernel, with its typed arguments (5.5; a kernel that
+    /// lets functions be traced).
+    FunctionEntry,
+    /// The end of one.
+    FunctionExit,
+    /// A tracepoint's arguments as they are (4.17).
+    RawTracepoint,
     /// A classic tracepoint (4.7); needs tracefs.
-    Tracepoint {
-        /// `sched`
-        category: &'static str,
-        /// `sched_process_exec`
-        name: &'static str,
-        /// The program for it in the room's object.
-        program: &'static str,
-    },
-    /// The end of a function of the kernel, with its typed arguments (5.5; needs BTF and a
-    /// kernel that lets functions be traced).
-    FunctionExit {
-        /// The function: `tcp_sendmsg`.
-        function: &'static str,
-        /// The program for it in the room's object.
-        program: &'static str,
-    },
+    Tracepoint,
+    /// The beginning of a function, with the processor's registers (4.1; CONFIG_KPROBES).
+    Probe,
     /// A program that goes over all objects of a kind when it is read (5.8).
-    Iterator {
-        /// Of what: `task_file`.
-        over: &'static str,
-        /// The program for it in the room's object.
-        program: &'static str,
-    },
+    Iterator,
+}
+
+impl Way {
+    /// Every way.
+    pub const ALL: [Self; 7] = [
+        Self::BtfTracepoint,
+        Self::FunctionEntry,
+        Self::FunctionExit,
+        Self::RawTracepoint,
+        Self::Tracepoint,
+        Self::Probe,
+        Self::Iterator,
+    ];
+
+    /// Name in reports, in the configuration and in `leaf.source`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "tp_btf",
+            Self::FunctionEntry => "fentry",
+            Self::FunctionExit => "fexit",
+            Self::RawTracepoint => "raw_tp",
+            Self::Tracepoint => "tracepoint",
+            Self::Probe => "kprobe",
+            Self::Iterator => "iter",
+        }
+    }
 }
 
 impl Rung {
-    /// Name in reports, in the configuration and in `leaf.source`.
+    /// A step as most are: what has no typed pointers goes by addresses.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Rung::BtfTracepoint { .. } => "tp_btf",
-            Rung::Tracepoint { .. } => "tracepoint",
-            Rung::FunctionExit { .. } => "fexit",
-            Rung::Iterator { .. } => "iter",
-        }
+    pub const fn new(way: Way, target: &'static str, program: &'static str) -> Self {
+        let by_address = matches!(way, Way::RawTracepoint | Way::Tracepoint | Way::Probe);
+        Self { way, target, program, by_address, needs_btf: true }
     }
 
-    /// What it attaches to.
+    /// The same, by addresses.
     #[must_use]
-    pub fn target(&self) -> String {
-        match self {
-            Rung::BtfTracepoint { tracepoint, .. } => (*tracepoint).to_owned(),
-            Rung::Tracepoint { category, name, .. } => format!("{category}:{name}"),
-            Rung::FunctionExit { function, .. } => (*function).to_owned(),
-            Rung::Iterator { over, .. } => (*over).to_owned(),
-        }
+    pub const fn by_address(self) -> Self {
+        Self { by_address: true, ..self }
+    }
+
+    /// The same, of some use without kernel BTF.
+    #[must_use]
+    pub const fn without_btf(self) -> Self {
+        Self { needs_btf: false, ..self }
+    }
+
+    /// See [`Way::name`].
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.way.name()
     }
 }
 

@@ -84,8 +84,8 @@ pub fn receive_btf(ctx: BtfTracePointContext) -> i32 {
     if protocol != Some(UDP) || length < 0 || flags & PEEK != 0 {
         return 0;
     }
-    if let Some(ends) = unsafe { addresses(sock) } {
-        count(ends, length as u64, false, unsafe { namespace_of(sock) });
+    if let Some(ends) = unsafe { addresses::<Typed>(sock) } {
+        count(ends, length as u64, false, unsafe { namespace_of::<Typed>(sock) });
     }
     0
 }
@@ -130,13 +130,13 @@ pub fn send_btf(ctx: BtfTracePointContext) -> i32 {
     }
     if constant!(OPTIONS.udp_flows) != 0 {
         let sock: Option<*const u8> = unsafe { Typed::read(skb, constant!(OFFSETS.packet_sock)) };
-        let namespace = sock.map_or(0, |sock| unsafe { namespace_of(sock) });
+        let namespace = sock.map_or(0, |sock| unsafe { namespace_of::<Typed>(sock) });
         count(packet.ends(true), packet.bytes.into(), true, namespace);
     }
     if constant!(OPTIONS.dns_events) != 0 && packet.destination_port == DOMAIN {
         let id = unsafe { Probed::read::<u16>(packet.payload, 0) }.unwrap_or(0);
         let query = Query { server: packet.destination, port: packet.source_port, id, reserved: 0 };
-        let _ = QUERIES.insert(query, Asked { time_ns: now(), owner: current_owner(current_uid()) }, 0);
+        let _ = QUERIES.insert(query, Asked { time_ns: now(), owner: current_owner::<Typed>(current_uid()) }, 0);
     }
     0
 }
@@ -225,7 +225,7 @@ fn current_uid() -> u32 {
 
 #[inline(always)]
 fn count(ends: Ends, bytes: u64, is_sent: bool, namespace: u32) {
-    let owner = current_owner(current_uid());
+    let owner = current_owner::<Typed>(current_uid());
     let key = FlowKey { pid: owner.pid, reserved: 0, ends };
     let time = now();
     let known = match FLOWS.get_ptr_mut(key) {

@@ -5,9 +5,11 @@ use agent_common::network::{Connection, Counts, Ends, Owner, Tcp, family, missin
 use agent_ebpf::{
     admit::SETTINGS,
     constant,
-    memory::{Memory as _, Typed},
+    memory::{Memory, Probed, Typed},
 };
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_skc_to_tcp_sock,
+};
 
 /// `PF_KTHREAD`, include/linux/sched.h
 const KERNEL_THREAD: u32 = 0x0020_0000;
@@ -15,7 +17,7 @@ const KERNEL_THREAD: u32 = 0x0020_0000;
 /// Writes every field of a record.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "inlined; a struct of them would go over the stack")]
-pub unsafe fn describe(
+pub unsafe fn describe<M: Socket>(
     out: *mut Tcp,
     kind: u32,
     sock: *const u8,
@@ -30,7 +32,7 @@ pub unsafe fn describe(
     unsafe {
         (*out).kind = kind;
         (*out).time_ns = now;
-        (*out).key = key;
+        (*out).key = M::identity(key, entry);
         (*out).owner = *owner;
         (*out).state = before;
         match entry {
@@ -48,11 +50,11 @@ pub unsafe fn describe(
                 (*out).role = role::UNKNOWN;
             }
         }
-        match addresses(sock) {
+        match addresses::<M>(sock) {
             Some(ends) => {
                 (*out).ends = ends;
                 // `skc_num` is taken back before the last change of state is told.
-                if let Some(port) = Typed::read::<u16>(tcp, constant!(OFFSETS.tcp_local_port)) {
+                if let Some(port) = M::read::<u16>(tcp, constant!(OFFSETS.tcp_local_port)) {
                     (*out).ends.local_port = u16::from_be(port);
                 }
             }
@@ -61,17 +63,17 @@ pub unsafe fn describe(
                 (*out).ends = Ends::default();
             }
         }
-        (*out).namespace = namespace_of(sock);
-        (*out).interface = Typed::read(sock, constant!(OFFSETS.sock_interface)).unwrap_or(0);
-        (*out).error = Typed::read(sock, constant!(OFFSETS.sock_err)).unwrap_or(0);
-        match cgroup_id(sock) {
+        (*out).namespace = namespace_of::<M>(sock);
+        (*out).interface = M::read(sock, constant!(OFFSETS.sock_interface)).unwrap_or(0);
+        (*out).error = M::read(sock, constant!(OFFSETS.sock_err)).unwrap_or(0);
+        match cgroup_id::<M>(sock) {
             Some(id) => (*out).cgroup_id = id,
             None => {
                 absent |= missing::CGROUP;
                 (*out).cgroup_id = 0;
             }
         }
-        (*out).counts = match counts(sock, tcp) {
+        (*out).counts = match counts::<M>(sock, tcp) {
             Some(counts) => counts,
             None => {
                 absent |= missing::COUNTS;
@@ -79,11 +81,11 @@ pub unsafe fn describe(
             }
         };
         (*out).reserved = 0;
-        let srtt: Option<u32> = Typed::read(tcp, constant!(OFFSETS.tcp_srtt));
+        let srtt: Option<u32> = M::read(tcp, constant!(OFFSETS.tcp_srtt));
         let smallest: Option<u32> = match constant!(OFFSETS.tcp_rtt_min) {
             agent_common::ABSENT => None,
             // The value of the first sample.
-            offset => Typed::read(tcp, offset + 4),
+            offset => M::read(tcp, offset + 4),
         };
         if srtt.is_none() || smallest.is_none() {
             absent |= missing::RTT;
@@ -96,21 +98,18 @@ pub unsafe fn describe(
 
 /// The ends of a connection; `None` if the kernel keeps them elsewhere.
 #[inline(always)]
-pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
+pub unsafe fn addresses<M: Socket>(sock: *const u8) -> Option<Ends> {
     unsafe {
-        let address_family: u16 = Typed::read(sock, constant!(OFFSETS.common_family))?;
-        let local_port: u16 = Typed::read(sock, constant!(OFFSETS.common_local_port))?;
-        let remote_port: u16 = Typed::read(sock, constant!(OFFSETS.common_remote_port))?;
+        let address_family: u16 = M::read(sock, constant!(OFFSETS.common_family))?;
+        let local_port: u16 = M::read(sock, constant!(OFFSETS.common_local_port))?;
+        let remote_port: u16 = M::read(sock, constant!(OFFSETS.common_remote_port))?;
         let (local, remote): ([u64; 2], [u64; 2]) = if address_family == family::INET {
             (
-                address4(Typed::read(sock, constant!(OFFSETS.common_local4))?),
-                address4(Typed::read(sock, constant!(OFFSETS.common_remote4))?),
+                address4(M::read(sock, constant!(OFFSETS.common_local4))?),
+                address4(M::read(sock, constant!(OFFSETS.common_remote4))?),
             )
         } else {
-            (
-                Typed::read(sock, constant!(OFFSETS.common_local6))?,
-                Typed::read(sock, constant!(OFFSETS.common_remote6))?,
-            )
+            (M::read(sock, constant!(OFFSETS.common_local6))?, M::read(sock, constant!(OFFSETS.common_remote6))?)
         };
         Some(Ends {
             family: address_family,
@@ -125,10 +124,10 @@ pub unsafe fn addresses(sock: *const u8) -> Option<Ends> {
 
 /// Inode number of the network namespace; 0 if it is not known.
 #[inline(always)]
-pub unsafe fn namespace_of(sock: *const u8) -> u32 {
+pub unsafe fn namespace_of<M: Socket>(sock: *const u8) -> u32 {
     unsafe {
-        let net: Option<*const u8> = Typed::read(sock, constant!(OFFSETS.common_net));
-        net.and_then(|net| Typed::read(net, constant!(OFFSETS.net_inum))).unwrap_or(0)
+        let net: Option<*const u8> = M::read(sock, constant!(OFFSETS.common_net));
+        net.and_then(|net| M::read(net, constant!(OFFSETS.net_inum))).unwrap_or(0)
     }
 }
 
@@ -139,38 +138,38 @@ pub fn address4(address: u32) -> [u64; 2] {
 }
 
 #[inline(always)]
-unsafe fn counts(sock: *const u8, tcp: *const u8) -> Option<Counts> {
+unsafe fn counts<M: Socket>(sock: *const u8, tcp: *const u8) -> Option<Counts> {
     unsafe {
         // The peer's FIN takes a sequence number, and so counts as a byte (`tcp_fin`).
-        let flags: u64 = Typed::read(sock, constant!(OFFSETS.common_flags))?;
+        let flags: u64 = M::read(sock, constant!(OFFSETS.common_flags))?;
         let end = flags >> (constant!(OFFSETS.sock_done) & 63) & 1;
-        let sent: u64 = Typed::read(tcp, constant!(OFFSETS.tcp_bytes_sent))?;
-        let again: u64 = Typed::read(tcp, constant!(OFFSETS.tcp_bytes_retrans))?;
+        let sent: u64 = M::read(tcp, constant!(OFFSETS.tcp_bytes_sent))?;
+        let again: u64 = M::read(tcp, constant!(OFFSETS.tcp_bytes_retrans))?;
         Some(Counts {
             sent_bytes: sent - again,
-            received_bytes: Typed::read::<u64>(tcp, constant!(OFFSETS.tcp_bytes_received))? - end,
-            sent_packets: Typed::read(tcp, constant!(OFFSETS.tcp_segs_out))?,
-            received_packets: Typed::read(tcp, constant!(OFFSETS.tcp_segs_in))?,
-            retransmits: Typed::read(tcp, constant!(OFFSETS.tcp_total_retrans))?,
+            received_bytes: M::read::<u64>(tcp, constant!(OFFSETS.tcp_bytes_received))? - end,
+            sent_packets: M::read(tcp, constant!(OFFSETS.tcp_segs_out))?,
+            received_packets: M::read(tcp, constant!(OFFSETS.tcp_segs_in))?,
+            retransmits: M::read(tcp, constant!(OFFSETS.tcp_total_retrans))?,
             reserved: 0,
         })
     }
 }
 
 #[inline(always)]
-unsafe fn cgroup_id(sock: *const u8) -> Option<u64> {
+unsafe fn cgroup_id<M: Socket>(sock: *const u8) -> Option<u64> {
     unsafe {
-        let cgroup: *const u8 = Typed::read(sock, constant!(OFFSETS.sock_cgroup))?;
-        let kn: *const u8 = Typed::read(cgroup, constant!(OFFSETS.cgroup_kn))?;
-        Typed::read(kn, constant!(OFFSETS.kernfs_id))
+        let cgroup: *const u8 = M::read(sock, constant!(OFFSETS.sock_cgroup))?;
+        let kn: *const u8 = M::read(cgroup, constant!(OFFSETS.cgroup_kn))?;
+        M::read(kn, constant!(OFFSETS.kernfs_id))
     }
 }
 
 /// Makes the current task the owner, unless it is one of the kernel's: such a
 /// thread closes for others.
 #[inline(always)]
-pub fn own(sock: *const u8, entry: *mut Connection) {
-    let owner = current_owner(uid(sock));
+pub fn own<M: Socket>(sock: *const u8, entry: *mut Connection) {
+    let owner = current_owner::<M>(uid::<M>(sock));
     // SAFETY: an array's value lives as long as the map.
     unsafe {
         // A look holds each file for a moment: whose last user closes it then, the agent closes.
@@ -182,25 +181,23 @@ pub fn own(sock: *const u8, entry: *mut Connection) {
 
 /// The process of the current task; pid 0 for a thread of the kernel's.
 #[inline(always)]
-pub fn current_owner(uid: u32) -> Owner {
-    // SAFETY: no arguments, no side effect.
-    let task = unsafe { bpf_get_current_task_btf() } as *const u8;
-    owner_of(task, uid)
+pub fn current_owner<M: Socket>(uid: u32) -> Owner {
+    owner_of::<M>(M::current_task(), uid)
 }
 
 #[inline(always)]
-pub fn owner_of(task: *const u8, uid: u32) -> Owner {
+pub fn owner_of<M: Socket>(task: *const u8, uid: u32) -> Owner {
     let mut owner = Owner { uid, ..Owner::default() };
     unsafe {
-        let flags: u32 = Typed::read(task, constant!(OFFSETS.task_flags)).unwrap_or(0);
+        let flags: u32 = M::read(task, constant!(OFFSETS.task_flags)).unwrap_or(0);
         if flags & KERNEL_THREAD != 0 {
             return owner;
         }
-        owner.pid = Typed::read(task, constant!(OFFSETS.task_tgid)).unwrap_or(0);
-        let leader: Option<*const u8> = Typed::read(task, constant!(OFFSETS.task_group_leader));
+        owner.pid = M::read(task, constant!(OFFSETS.task_tgid)).unwrap_or(0);
+        let leader: Option<*const u8> = M::read(task, constant!(OFFSETS.task_group_leader));
         if let Some(leader) = leader {
-            owner.start_ns = Typed::read(leader, constant!(OFFSETS.task_start)).unwrap_or(0);
-            if let Some(comm) = Typed::read::<[u64; 2]>(leader, constant!(OFFSETS.task_comm)) {
+            owner.start_ns = M::read(leader, constant!(OFFSETS.task_start)).unwrap_or(0);
+            if let Some(comm) = M::read::<[u64; 2]>(leader, constant!(OFFSETS.task_comm)) {
                 owner.comm = core::mem::transmute::<[u64; 2], [u8; 16]>(comm);
             }
         }
@@ -209,20 +206,86 @@ pub fn owner_of(task: *const u8, uid: u32) -> Owner {
 }
 
 #[inline(always)]
-pub fn uid(sock: *const u8) -> u32 {
-    unsafe { Typed::read(sock, constant!(OFFSETS.sock_uid)) }.unwrap_or(0)
+pub fn uid<M: Socket>(sock: *const u8) -> u32 {
+    unsafe { M::read(sock, constant!(OFFSETS.sock_uid)) }.unwrap_or(0)
 }
 
-/// The socket as a TCP socket; null if it is none.
-#[inline(always)]
-pub fn tcp_sock(sock: *const u8) -> *const u8 {
-    // SAFETY: the verifier checks the type.
-    (unsafe { bpf_skc_to_tcp_sock(sock.cast_mut().cast()) }) as *const u8
+/// A way to read a socket, with what goes with it: how it is told from other sockets and
+/// from what is no TCP socket, and how the current task is had.
+pub trait Socket: Memory {
+    /// Under what the table has the socket. All programs that use the table must agree on it.
+    fn key(sock: *const u8) -> u64;
+
+    /// A number that no other connection of this boot has.
+    unsafe fn identity(key: u64, entry: Option<*mut Connection>) -> u64;
+
+    /// The socket as a TCP socket; null if it is none.
+    fn tcp(sock: *const u8) -> *const u8;
+
+    /// The task that runs.
+    fn current_task() -> *const u8;
 }
 
-/// A number that no other socket of this boot has (5.12 for tracing programs).
-#[inline(always)]
-pub fn cookie(sock: *const u8) -> u64 {
-    // SAFETY: the verifier checks the type.
-    unsafe { bpf_get_socket_cookie(sock.cast_mut().cast()) }
+/// By typed pointers: the socket's cookie (5.12 for tracing programs).
+impl Socket for Typed {
+    #[inline(always)]
+    fn key(sock: *const u8) -> u64 {
+        // SAFETY: the verifier checks the type.
+        unsafe { bpf_get_socket_cookie(sock.cast_mut().cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn identity(key: u64, _: Option<*mut Connection>) -> u64 {
+        key
+    }
+
+    #[inline(always)]
+    fn tcp(sock: *const u8) -> *const u8 {
+        // SAFETY: the verifier checks the type.
+        (unsafe { bpf_skc_to_tcp_sock(sock.cast_mut().cast()) }) as *const u8
+    }
+
+    #[inline(always)]
+    fn current_task() -> *const u8 {
+        // SAFETY: no arguments, no side effect.
+        (unsafe { bpf_get_current_task_btf() }) as *const u8
+    }
 }
+
+/// By addresses: that of the socket. The next connection may have it again, so for the
+/// user side it is mixed with the time at which this one began.
+impl Socket for Probed {
+    #[inline(always)]
+    fn key(sock: *const u8) -> u64 {
+        // One to one (the factor is odd), and sockets, which are far apart, go to all buckets.
+        (sock as u64).wrapping_mul(MIX).rotate_left(32)
+    }
+
+    #[inline(always)]
+    unsafe fn identity(key: u64, entry: Option<*mut Connection>) -> u64 {
+        match entry {
+            // SAFETY: an array's value lives as long as the map.
+            Some(entry) => key ^ unsafe { (*entry).begin_ns }.wrapping_mul(MIX),
+            None => key,
+        }
+    }
+
+    #[inline(always)]
+    fn tcp(sock: *const u8) -> *const u8 {
+        const IPPROTO_TCP: u16 = 6;
+        let (protocol, of): (Option<u16>, Option<u16>) = unsafe {
+            (Self::read(sock, constant!(OFFSETS.sock_protocol)), Self::read(sock, constant!(OFFSETS.common_family)))
+        };
+        let is_internet = of == Some(family::INET) || of == Some(family::INET6);
+        if is_internet && protocol == Some(IPPROTO_TCP) { sock } else { core::ptr::null() }
+    }
+
+    #[inline(always)]
+    fn current_task() -> *const u8 {
+        // SAFETY: no arguments, no side effect.
+        (unsafe { bpf_get_current_task() }) as *const u8
+    }
+}
+
+/// 2^64 by the golden ratio, made odd (Fibonacci hashing).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -5,7 +5,7 @@
 
 use crate::{
     OFFSETS, OPTIONS,
-    socket::{cookie, current_owner, uid},
+    socket::{Socket as _, current_owner, uid},
     trouble::{Amount, count, interface_of_socket},
 };
 use agent_common::network::{CALLS, family, trouble};
@@ -107,9 +107,10 @@ fn ended(sock: *const u8, direction: u32) -> i32 {
     }
     let address_family: Option<u16> = unsafe { Typed::read(sock, constant!(OFFSETS.common_family)) };
     if address_family == Some(family::INET) || address_family == Some(family::INET6) {
-        let interface = unsafe { interface_of_socket(sock) };
+        let interface = unsafe { interface_of_socket::<Typed>(sock) };
         let amount = Amount { times: 1, time_ns: lasted };
-        count(trouble::STALL, direction, cookie(sock), amount, &interface, sock, &current_owner(uid(sock)));
+        let owner = current_owner::<Typed>(uid::<Typed>(sock));
+        count::<Typed>(trouble::STALL, direction, Typed::key(sock), amount, &interface, sock, &owner);
     }
     0
 }

@@ -3,7 +3,7 @@
 use crate::OPTIONS;
 use agent_common::network::{Bucket, Connection, SLOTS};
 use agent_ebpf::constant;
-use aya_ebpf::{macros::map, maps::Array};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::map, maps::Array};
 
 /// The loader sets the size from the configuration.
 #[map]
@@ -76,10 +76,16 @@ unsafe fn scan(bucket: *mut Bucket, key: u64) -> Option<*mut Connection> {
     while slot > 0 {
         slot -= 1;
         // SAFETY: the slot is in the array.
-        let entry = unsafe { slots.add(slot) };
-        if unsafe { (*entry).key } == key {
-            return Some(entry);
+        if unsafe { (*slots.add(slot)).key } == key {
+            return Some(unsafe { slots.add((slot ^ zero()) & (SLOTS - 1)) });
         }
     }
     None
+}
+
+/// 0, which the verifier does not know: to it a slot that was found is one of the bucket's,
+/// and it follows what comes after once and not for each of them. (A thread group id has 22 bits.)
+#[inline(always)]
+fn zero() -> usize {
+    (bpf_get_current_pid_tgid() >> 61) as usize
 }

@@ -10,7 +10,7 @@ use crate::{
             capability::{self, Lasts, Need},
         },
     },
-    probes::{PROCFS, ROOMS, Rung},
+    probes::{PROCFS, ROOMS, Way},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
@@ -49,7 +49,7 @@ const TRACEFS: HostPath = HostPath { name: "tracing", path: "/sys/kernel/tracing
 
 /// What an agent with this configuration will do on this kernel, if it gets what it needs.
 pub fn planned(config: &Config, has_btf: bool) -> Work {
-    let classic = Rung::Tracepoint { category: "", name: "", program: "" }.name();
+    let classic = Way::Tracepoint.name();
     let mut work = Work::here();
     for room in ROOMS.iter().filter(|room| config.probes.iter().any(|name| name == room.name)) {
         let rung = config.room(room.name).rung;

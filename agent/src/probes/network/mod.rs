@@ -15,7 +15,7 @@ mod readings;
 mod traffic;
 mod trouble;
 
-use super::{Descriptor, Hook, Malformed, Output, Room, Rung, admission::Admission};
+use super::{Descriptor, Hook, Malformed, Output, Room, Rung, Way, admission::Admission};
 use crate::{
     config::Config,
     enrich::{Node, redact::Redactor},
@@ -47,68 +47,84 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Hook {
             name: "state",
             required: true,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "inet_sock_set_state", program: "state_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "inet_sock_set_state", "state_btf"),
+                Rung::new(Way::FunctionEntry, "tcp_set_state", "state_entry"),
+                Rung::new(Way::RawTracepoint, "inet_sock_set_state", "state_raw"),
+                Rung::new(Way::Tracepoint, "sock:inet_sock_set_state", "state_classic"),
+                Rung::new(Way::Probe, "tcp_set_state", "state_probe"),
+            ],
         },
-        Hook { name: LOOK, required: false, rungs: &[Rung::Iterator { over: "task_file", program: LOOK }] },
+        Hook {
+            name: LOOK,
+            required: false,
+            rungs: &[
+                Rung::new(Way::Iterator, "task_file", LOOK),
+                Rung::new(Way::Iterator, "task_file", LOOK_BY_ADDRESS).by_address(),
+            ],
+        },
         Hook {
             name: "retransmit",
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "tcp_retransmit_skb", program: "retransmit_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "tcp_retransmit_skb", "retransmit_btf"),
+                Rung::new(Way::RawTracepoint, "tcp_retransmit_skb", "retransmit_raw"),
+            ],
         },
         Hook {
             name: "reset",
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "tcp_send_reset", program: "reset_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "tcp_send_reset", "reset_btf"),
+                Rung::new(Way::RawTracepoint, "tcp_send_reset", "reset_raw"),
+            ],
         },
         Hook {
             name: "error",
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "inet_sk_error_report", program: "error_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "inet_sk_error_report", "error_btf"),
+                Rung::new(Way::RawTracepoint, "inet_sk_error_report", "error_raw"),
+            ],
         },
         Hook {
             name: "queue",
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "sock_rcvqueue_full", program: "queue_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "sock_rcvqueue_full", "queue_btf"),
+                Rung::new(Way::RawTracepoint, "sock_rcvqueue_full", "queue_raw"),
+            ],
         },
         Hook {
             name: "drop",
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "kfree_skb", program: "drop_btf" }],
+            rungs: &[
+                Rung::new(Way::BtfTracepoint, "kfree_skb", "drop_btf"),
+                Rung::new(Way::RawTracepoint, "kfree_skb", "drop_raw"),
+            ],
         },
         Hook {
             name: RECEIVE,
             required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "sock_recv_length", program: "receive_btf" }],
+            rungs: &[Rung::new(Way::BtfTracepoint, "sock_recv_length", "receive_btf")],
         },
-        Hook {
-            name: ANSWER,
-            required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "sk_data_ready", program: "answer_btf" }],
-        },
-        Hook {
-            name: SEND,
-            required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "net_dev_queue", program: "send_btf" }],
-        },
-        Hook {
-            name: CALL,
-            required: false,
-            rungs: &[Rung::BtfTracepoint { tracepoint: "sys_enter", program: "enter_btf" }],
-        },
+        Hook { name: ANSWER, required: false, rungs: &[Rung::new(Way::BtfTracepoint, "sk_data_ready", "answer_btf")] },
+        Hook { name: SEND, required: false, rungs: &[Rung::new(Way::BtfTracepoint, "net_dev_queue", "send_btf")] },
+        Hook { name: CALL, required: false, rungs: &[Rung::new(Way::BtfTracepoint, "sys_enter", "enter_btf")] },
         Hook {
             name: STALL_SEND,
             required: false,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "sock_send_length", program: "stall_send_btf" },
-                Rung::FunctionExit { function: "tcp_sendmsg", program: "stall_send_exit" },
+                Rung::new(Way::BtfTracepoint, "sock_send_length", "stall_send_btf"),
+                Rung::new(Way::FunctionExit, "tcp_sendmsg", "stall_send_exit"),
             ],
         },
         Hook {
             name: STALL_RECEIVE,
             required: false,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "sock_recv_length", program: "stall_receive_btf" },
-                Rung::FunctionExit { function: "tcp_recvmsg", program: "stall_receive_exit" },
+                Rung::new(Way::BtfTracepoint, "sock_recv_length", "stall_receive_btf"),
+                Rung::new(Way::FunctionExit, "tcp_recvmsg", "stall_receive_exit"),
             ],
         },
     ],
@@ -119,8 +135,9 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     new: |config| Box::new(NetworkRoom::new(config)),
 };
 
-/// The program that looks at all open files.
+/// The programs that look at all open files; the first is the hook's name, too.
 const LOOK: &str = "look";
+const LOOK_BY_ADDRESS: &str = "look_by_address";
 /// Hooks that see single packets; attached for the options that need them.
 const RECEIVE: &str = "udp receive";
 const ANSWER: &str = "dns answer";

@@ -4,7 +4,7 @@ mod decode;
 mod otel;
 mod poll;
 
-use super::{Descriptor, Hook, Malformed, Output, Room, Rung, Tuning};
+use super::{Descriptor, Hook, Malformed, Output, Room, Rung, Tuning, Way};
 use crate::{
     config::Config,
     enrich::{
@@ -35,32 +35,42 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             name: "exec",
             required: true,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "sched_process_exec", program: "exec_btf" },
-                Rung::Tracepoint { category: "sched", name: "sched_process_exec", program: "exec_classic" },
+                Rung::new(Way::BtfTracepoint, "sched_process_exec", "exec_btf"),
+                Rung::new(Way::FunctionEntry, "finalize_exec", "exec_entry"),
+                Rung::new(Way::RawTracepoint, "sched_process_exec", "exec_raw"),
+                Rung::new(Way::Tracepoint, "sched:sched_process_exec", "exec_classic").without_btf(),
+                Rung::new(Way::Probe, "finalize_exec", "exec_probe"),
             ],
         },
         Hook {
             name: "fork",
             required: true,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "sched_process_fork", program: "fork_btf" },
-                Rung::Tracepoint { category: "task", name: "task_newtask", program: "fork_classic" },
+                Rung::new(Way::BtfTracepoint, "sched_process_fork", "fork_btf"),
+                Rung::new(Way::FunctionEntry, "wake_up_new_task", "fork_entry"),
+                Rung::new(Way::RawTracepoint, "sched_process_fork", "fork_raw"),
+                Rung::new(Way::Tracepoint, "task:task_newtask", "fork_classic").without_btf(),
+                Rung::new(Way::Probe, "wake_up_new_task", "fork_probe"),
             ],
         },
         Hook {
             name: "exit",
             required: true,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "sched_process_exit", program: "exit_btf" },
-                Rung::Tracepoint { category: "sched", name: "sched_process_exit", program: "exit_classic" },
+                Rung::new(Way::BtfTracepoint, "sched_process_exit", "exit_btf"),
+                Rung::new(Way::FunctionEntry, "taskstats_exit", "exit_entry"),
+                Rung::new(Way::RawTracepoint, "sched_process_exit", "exit_raw"),
+                Rung::new(Way::Tracepoint, "sched:sched_process_exit", "exit_classic").without_btf(),
+                Rung::new(Way::Probe, "taskstats_exit", "exit_probe"),
             ],
         },
         Hook {
             name: "cgroup",
             required: false,
             rungs: &[
-                Rung::BtfTracepoint { tracepoint: "cgroup_mkdir", program: "cgroup_btf" },
-                Rung::Tracepoint { category: "cgroup", name: "cgroup_mkdir", program: "cgroup_classic" },
+                Rung::new(Way::BtfTracepoint, "cgroup_mkdir", "cgroup_btf"),
+                Rung::new(Way::RawTracepoint, "cgroup_mkdir", "cgroup_raw"),
+                Rung::new(Way::Tracepoint, "cgroup:cgroup_mkdir", "cgroup_classic").without_btf(),
             ],
         },
     ],
