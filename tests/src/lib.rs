@@ -13,7 +13,6 @@ pub mod container;
 pub mod daemon;
 pub mod kafka;
 pub mod launch;
-
 pub mod ledger;
 pub mod netns;
 pub mod nginx;
@@ -23,5 +22,9 @@ pub mod pipeline;
 pub mod place;
 pub mod skip;
 pub mod ss;
+pub mod told;
+pub mod truth;
 pub mod tshark;
+pub mod verifier;
+pub mod watch;
 pub mod workload;

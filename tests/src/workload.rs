@@ -2,11 +2,29 @@
 //! the truth that events are compared with.
 
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{UsageWho, getrusage};
+
+/// The program `workload`: the one that `WORKLOAD_BIN` names, by default the one beside the tests.
+///
+/// # Panics
+/// If the test's own path is not known.
+#[must_use]
+pub fn program() -> PathBuf {
+    std::env::var_os("WORKLOAD_BIN").map_or_else(
+        || {
+            // target/release/deps/<test>
+            let test = std::env::current_exe().expect("procfs");
+            let folder = test.ancestors().nth(2).expect("a folder of cargo's");
+            folder.join("workload")
+        },
+        PathBuf::from,
+    )
+}
 
 /// What waitpid and getrusage say of a child that has ended.
 #[derive(Debug, Clone)]

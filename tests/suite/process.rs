@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leaf_tests::agent::{AgentProcess, Finished};
@@ -18,7 +18,8 @@ use leaf_tests::ledger::Line;
 use leaf_tests::pipeline::{PATIENCE, Pipeline, attribute, items};
 use leaf_tests::place::Folder;
 use leaf_tests::skip::{is_root, require};
-use leaf_tests::workload::Truth;
+use leaf_tests::truth::{Limits, assert_told};
+use leaf_tests::workload::{self, Truth};
 use serde_json::{Value, json};
 
 const TOPIC: &str = "system.events.process";
@@ -49,74 +50,12 @@ fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").expect("procfs").trim().to_owned()
 }
 
-/// This process's own control group, as the agent should name a child's.
-fn own_cgroup() -> String {
-    let text = fs::read_to_string("/proc/self/cgroup").expect("procfs");
-    let path = |wanted: fn(&str, &str) -> bool| {
-        text.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':');
-            let (number, controllers) = (parts.next()?, parts.next()?);
-            wanted(number, controllers).then(|| parts.next().map(str::to_owned))?
-        })
-    };
-    path(|number, _| number == "0")
-        .filter(|path| path != "/")
-        .or_else(|| path(|_, controllers| controllers.split(',').any(|name| name == "memory")))
-        .unwrap_or_else(|| "/".into())
-}
-
-/// The longest time between two updates of a running thread's CPU time: a tick of
-/// the slowest configuration (CONFIG_HZ=100), and a little for the rest of the exit.
-const TICK: Duration = Duration::from_millis(11);
-
-/// Faults that a process may still have after the hook, as its memory is taken apart.
-const EXIT_FAULTS: i64 = 2;
-
-/// What the offset between the clocks may drift between two measurements, ns.
-const CLOCK_NS: u128 = 1_000_000;
-
-/// Compares all that the parent knows with the events of the child.
+/// The same as [`assert_told`], and that all came by one partition.
 fn assert_true(truth: &Truth, events: &BTreeMap<String, Event>, kinds: &[&str], program: &str, arguments: &str) {
-    assert_eq!(events.keys().map(String::as_str).collect::<Vec<_>>(), kinds, "of {truth:?}");
     let partitions: BTreeSet<u32> = events.values().map(|(partition, _)| *partition).collect();
     assert_eq!(partitions.len(), 1, "the records of one PID are in {partitions:?}");
-    let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-    let unix = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
-    let mut last = 0;
-    for kind in ["process_fork", "process_exec", "process_exit"] {
-        let Some((_, event)) = events.get(kind) else {
-            continue;
-        };
-        assert_eq!(event["ppid"], std::process::id(), "{event}");
-        assert_eq!((&event["uid"], &event["gid"]), (&json!(uid), &json!(gid)), "{event}");
-        assert_eq!(event["cgroup"], own_cgroup(), "{event}");
-        let time = event["timestamp"].as_u64().expect("a number");
-        let (earliest, latest) = (unix(truth.before) - CLOCK_NS, unix(truth.after) + CLOCK_NS);
-        assert!((earliest..=latest).contains(&u128::from(time)), "{event} {truth:?}");
-        assert!(time > last, "{kind} is in its place");
-        last = time;
-        let start = event["start_time"].as_str().expect("a start");
-        assert_eq!(start, events["process_fork"].1["start_time"], "of {kind}");
-    }
-    for kind in ["process_exec", "process_exit"] {
-        if let Some((_, event)) = events.get(kind) {
-            assert_eq!(event["filename"], program, "{event}");
-            assert_eq!(event["cmdline"], arguments, "{event}");
-            let base: String = program.rsplit('/').next().unwrap_or_default().chars().take(15).collect();
-            assert_eq!(event["comm"], base, "{event}");
-        }
-    }
-    let (_, exit) = &events["process_exit"];
-    assert_eq!(exit.get("exit_code").and_then(Value::as_i64), truth.code.map(i64::from), "{exit}");
-    let signal = truth.signal.map(|signal| nix::sys::signal::Signal::try_from(signal).expect("known").as_str());
-    assert_eq!(exit.get("signal").and_then(Value::as_str), signal, "{exit}");
-    let number = |field: &str| exit[field].as_u64().unwrap_or_else(|| panic!("no {field} in {exit}"));
-    let cpu = Duration::from_nanos(number("utime_ns") + number("stime_ns"));
-    assert!(cpu <= truth.cpu + Duration::from_micros(2), "{cpu:?}, but getrusage says {:?}", truth.cpu);
-    assert!(cpu + TICK >= truth.cpu, "{cpu:?}, but getrusage says {:?}", truth.cpu);
-    let later = truth.minor_faults - number("minor_faults").cast_signed();
-    assert!((0..=EXIT_FAULTS).contains(&later), "{later} more faults by getrusage: {exit}");
-    assert_eq!(number("major_faults").cast_signed(), truth.major_faults, "{exit}");
+    let events = events.iter().map(|(kind, (_, event))| (kind.clone(), event.clone())).collect();
+    assert_told(truth, &events, kinds, program, arguments, Limits::default());
 }
 
 /// Starts the agent that sends to a collector and is ready to see events.
@@ -159,7 +98,8 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
         BufReader::new(output).read_line(&mut String::new()).expect("read");
         child.kill().expect("it lives");
     })?;
-    let workload = env!("CARGO_BIN_EXE_workload");
+    let workload = workload::program();
+    let workload = workload.to_str().context("UTF-8")?;
     let threads = Truth::of(Command::new(workload).args(["threads", "4", "60", "9"]), |_| {})?;
 
     // A subshell is a fork without exec; the shell prints its pid.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod kernels;
 mod lint;
 mod report;
 mod run;

@@ -30,6 +30,15 @@ pub fn capture(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// As [`run`], with the program's standard output as the result.
+pub fn stdout(command: &mut Command) -> Result<String> {
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| cannot_start(command))?;
+    if !output.status.success() {
+        bail!("{} failed: {}", describe(command), output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A command as one would type it, without its environment.
 fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());

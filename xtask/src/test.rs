@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use clap::ValueEnum;
 
+use crate::kernels::{self, Extent};
 use crate::report::Report;
 use crate::workspace::{Workspace, is_ci};
 use crate::{lint, setup, shell};
@@ -22,6 +23,9 @@ pub struct Args {
     tier: Tier,
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Of the kernels only this one; may be given again
+    #[arg(long, value_name = "NAME")]
+    kernel: Vec<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, ValueEnum)]
@@ -30,6 +34,8 @@ enum Tier {
     Unit,
     /// The real agent with a real collector and broker; takes root
     Integration,
+    /// The suite `kernels` on each kernel of the matrix, in virtual machines
+    Kernels,
     #[default]
     All,
 }
@@ -46,7 +52,10 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     setup::toolchain(workspace)?;
     let mut report = Report::default();
     if args.tier.includes(Tier::Integration) {
-        bring_parts(workspace, ci)?;
+        bring_parts(setup::tests(workspace)?, ci)?;
+    }
+    if args.tier.includes(Tier::Kernels) {
+        bring_parts(setup::kernels(workspace)?, ci)?;
     }
     if ci {
         lint::parts(workspace, &mut report);
@@ -64,13 +73,24 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     let mut skipped = Vec::new();
     if !args.tier.includes(Tier::Integration) {
         report.skip("integration tests", "not asked for");
-    } else if let Some(agent) = agent {
+    } else if let Some(agent) = &agent {
         let list = workspace.target()?.join("skipped-tests.txt");
         fs::write(&list, "").with_context(|| format!("cannot write {}", list.display()))?;
-        report.part("integration tests", || integration(workspace, args, ci, &agent, &list));
+        report.part("integration tests", || integration(workspace, args, ci, agent, &list));
         skipped = skips(&fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?);
     } else {
         report.skip("integration tests", "there is no agent to test");
+    }
+    if !args.tier.includes(Tier::Kernels) {
+        report.skip("kernels", "not asked for");
+    } else if kernels::qemu(workspace).is_none() {
+        report.skip("kernels", "there is no QEMU");
+    } else if let Some(agent) = &agent {
+        // By hand and in CI all; as one part of all tests, the oldest and the newest.
+        let extent = if ci || args.tier == Tier::Kernels { Extent::Whole } else { Extent::Short };
+        report.part("kernels", || kernels::test(workspace, agent, extent, &args.kernel, args.filter.as_deref()));
+    } else {
+        report.skip("kernels", "there is no agent to test");
     }
     if ci && !skipped.is_empty() {
         report.fail("completeness", format!("{} tests skipped, CI runs them all", skipped.len()));
@@ -79,8 +99,7 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     report.verdict()
 }
 
-fn bring_parts(workspace: &Workspace, ci: bool) -> Result<()> {
-    let missing = setup::tests(workspace)?;
+fn bring_parts(missing: Vec<Error>, ci: bool) -> Result<()> {
     setup::print_errors(&missing);
     if ci && !missing.is_empty() {
         bail!("{} parts that the tests need could not be installed, and CI skips none", missing.len());

@@ -12,7 +12,7 @@ use leaf_tests::skip::{has_program, is_root, require};
 use leaf_tests::tshark::Capture;
 use serde_json::Value;
 
-use crate::watch::{NETNS, ROOT, SERVERS, STOP, Server, all_events, connect, events, events_of, one, watching};
+use leaf_tests::watch::{NETNS, ROOT, SERVERS, STOP, Server, all_events, connect, events, events_of, one, watching};
 
 #[test]
 fn a_name_that_was_asked_for_stands_beside_the_address_and_the_question_is_told() -> Result<()> {

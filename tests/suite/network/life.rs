@@ -10,7 +10,7 @@ use leaf_tests::skip::{has_program, is_root, require};
 use leaf_tests::{place, ss};
 use serde_json::Value;
 
-use crate::watch::{ROOT, all_events, close_first, connect, events, listen, one, read_exactly, started, watching};
+use leaf_tests::watch::{ROOT, all_events, close_first, connect, events, listen, one, read_exactly, started, watching};
 
 #[test]
 fn a_connection_is_told_to_its_end_with_what_ss_says_of_both_ends() -> Result<()> {

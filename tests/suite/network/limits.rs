@@ -9,7 +9,7 @@ use leaf_tests::ledger::Line;
 use leaf_tests::skip::{is_root, require};
 use serde_json::Value;
 
-use crate::watch::{ROOT, STOP, connect, events, events_of, listen, watching};
+use leaf_tests::watch::{ROOT, STOP, connect, events, events_of, listen, watching};
 
 #[test]
 fn what_finds_the_ring_full_is_counted_to_the_last_event() -> Result<()> {

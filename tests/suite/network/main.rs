@@ -8,4 +8,3 @@ mod owner;
 mod pipeline;
 mod trouble;
 mod truth;
-mod watch;

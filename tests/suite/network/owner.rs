@@ -11,7 +11,7 @@ use leaf_tests::place;
 use leaf_tests::skip::{has_program, is_root, require};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::watch::{ROOT, Server, connect, connect_soon, events, listen, one, watching};
+use leaf_tests::watch::{ROOT, Server, connect, connect_soon, events, listen, one, watching};
 
 /// Longer than an agent looks for owners of accepted connections.
 const A_WHILE: Duration = Duration::from_secs(3);

@@ -15,7 +15,7 @@ use leaf_tests::place;
 use leaf_tests::skip::{has_program, is_root, require};
 use serde_json::Value;
 
-use crate::watch::{ROOT, STOP};
+use leaf_tests::watch::{ROOT, STOP};
 
 /// A request to a server, each over a connection of its own; returns curl's own port.
 fn curl(port: u16) -> Result<u16> {

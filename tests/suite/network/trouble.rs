@@ -10,7 +10,7 @@ use leaf_tests::netns::{self, Namespace};
 use leaf_tests::skip::{has_program, is_root, require};
 use serde_json::Value;
 
-use crate::watch::{
+use leaf_tests::watch::{
     NETNS, ROOT, SERVERS, Server, acknowledged, all_events, connect, connect_soon, one, read_exactly, watching,
 };
 

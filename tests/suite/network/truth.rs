@@ -13,7 +13,7 @@ use leaf_tests::skip::{has_program, require};
 use leaf_tests::tshark::Capture;
 use serde_json::Value;
 
-use crate::watch::{NETNS, SERVERS, Server, acknowledged, all_events, connect_soon, one, watching};
+use leaf_tests::watch::{NETNS, SERVERS, Server, acknowledged, all_events, connect_soon, one, watching};
 
 /// What `nstat` says of a namespace.
 fn nstat(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {

@@ -114,6 +114,33 @@ pub fn unpack(folder: &Path, package: &str, upstream: &str) -> Result<PathBuf> {
     bail!("{}", tried.join("; "))
 }
 
+/// Unpacks `package` as one of `suites` has it, the first that can be read, with those of its
+/// dependencies that `wanted` names, into the folder `to`. Neither the system's packages nor
+/// its package lists change. Returns the names of what was unpacked.
+///
+/// # Errors
+/// Without apt-get, and if no suite has it.
+pub fn unpack_with(to: &Path, suites: &[&str], package: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    if find_program("apt-get").is_none() {
+        bail!("there is no apt-get here");
+    }
+    let entry = system_entry()?;
+    let mut tried = Vec::new();
+    for suite in suites {
+        let folder = to.with_extension("apt");
+        let attempt = PrivateApt::new(&folder, &entry.with_suite(suite)).and_then(|apt| {
+            let names = apt.dependencies(package, &wanted)?;
+            apt.unpack_all(&names, to)?;
+            Ok(names)
+        });
+        match attempt {
+            Ok(names) => return Ok(names),
+            Err(error) => tried.push(format!("{suite}: {error:#}")),
+        }
+    }
+    bail!("{}", tried.join("; "))
+}
+
 /// apt with a source and lists of its own.
 struct PrivateApt {
     folder: PathBuf,
@@ -155,17 +182,38 @@ impl PrivateApt {
         Ok(matching_version(&table, upstream).map(str::to_owned))
     }
 
+    /// Those packages that `package` leads to and that are `wanted`.
+    fn dependencies(&self, package: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        shell::capture(self.command("apt-get").args(["update", "--quiet=2"]))?;
+        let mut depends = self.command("apt-cache");
+        depends.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"]);
+        depends.args(["--no-breaks", "--no-replaces", "--no-enhances", package]);
+        let listing = shell::capture(&mut depends)?;
+        // A package stands at the start of a line, what it depends on further in.
+        let names = listing.lines().filter(|line| !line.starts_with([' ', '<', '|']) && wanted(line));
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        if names.is_empty() {
+            bail!("{package} leads to no package that is looked for");
+        }
+        Ok(names)
+    }
+
     fn unpack(&self, package: &str, version: &str, to: &Path) -> Result<PathBuf> {
-        shell::capture(self.command("apt-get").args(["download", "--quiet=2"]).arg(format!("{package}={version}")))?;
-        let archive = archives(&self.folder)?
-            .pop()
-            .with_context(|| format!("apt-get left no package in {}", self.folder.display()))?;
+        self.unpack_all(&[format!("{package}={version}")], to)?;
+        Ok(to.to_owned())
+    }
+
+    /// Downloads packages and unpacks them into one new folder.
+    fn unpack_all(&self, packages: &[String], to: &Path) -> Result<()> {
+        shell::capture(self.command("apt-get").args(["download", "--quiet=2"]).args(packages))?;
         if to.exists() {
             fs::remove_dir_all(to)?;
         }
-        shell::capture(Command::new("dpkg").arg("-x").arg(&archive).arg(to))?;
+        for archive in archives(&self.folder)? {
+            shell::capture(Command::new("dpkg").arg("-x").arg(&archive).arg(to))?;
+        }
         fs::remove_dir_all(&self.folder)?;
-        Ok(to.to_owned())
+        Ok(())
     }
 }
 
@@ -189,7 +237,12 @@ struct SourceEntry {
 impl SourceEntry {
     /// An apt source for another suite of the same mirror.
     fn with_suite(&self, suite: &str) -> String {
-        let mut text = format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n", self.address);
+        // The security archive stands beside the main one.
+        let address = match suite.ends_with("-security") {
+            true => format!("{}-security", self.address.trim_end_matches('/')),
+            false => self.address.clone(),
+        };
+        let mut text = format!("Types: deb\nURIs: {address}\nSuites: {suite}\nComponents: main\n");
         if let Some(keys) = &self.signed_by {
             text.push_str(&format!("Signed-By: {keys}\n"));
         }
@@ -291,6 +344,16 @@ Signed-By: /keys/archive.gpg
             entry.with_suite("trixie-backports"),
             "Types: deb\nURIs: http://mirror.example/debian/\nSuites: trixie-backports\n\
              Components: main\nSigned-By: /keys/archive.gpg\n"
+        );
+    }
+
+    #[test]
+    fn a_security_suite_is_in_the_security_archive() {
+        let entry = SourceEntry::in_deb822(SOURCES).expect("an archive");
+        let source = entry.with_suite("bullseye-security");
+        assert!(
+            source.contains("URIs: http://mirror.example/debian-security\nSuites: bullseye-security\n"),
+            "{source}"
         );
     }
 

@@ -7,6 +7,7 @@ mod bpf_linker;
 mod collector;
 mod debian;
 mod kafka;
+mod kernel;
 mod programs;
 mod rust_src;
 mod stamp;
@@ -21,9 +22,12 @@ use anyhow::{Context as _, Error, Result, bail};
 use self::bpf_linker::BpfLinker;
 use self::collector::{Collector, CollectorBuilder};
 use self::kafka::Kafka;
+use self::kernel::UnpackedKernel;
+pub use self::kernel::folder as kernel_folder;
 use self::programs::{Program, Programs, TEST_PROGRAMS};
 use self::rust_src::RustSrc;
-use self::unpacked::{COMPARED_WITH, TESTED_WITH, Unpacked};
+use self::unpacked::{COMPARED_WITH, EMULATOR, TESTED_WITH, Unpacked};
+use crate::kernels::matrix::KERNELS;
 use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 
@@ -33,7 +37,7 @@ use crate::workspace::Workspace;
 /// is already there is left alone. Interrupt it at any time and start it again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc, iproute2, curl, nginx, socat, nftables and dnsmasq
+    /// Also bring an OpenTelemetry Collector, a Kafka broker, runc, iproute2, curl, nginx, socat, nftables and dnsmasq, QEMU and kernels
     #[arg(long)]
     tests: bool,
     /// Also bring what benchmarks compare with and start: bpftrace, libbpf-tools, bpftool, nginx, wrk, iperf3
@@ -65,6 +69,7 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     let mut failed = Vec::new();
     if args.tests {
         failed.extend(tests(workspace)?);
+        failed.extend(kernels(workspace)?);
     }
     if args.bench {
         failed.extend(bench(workspace)?);
@@ -99,6 +104,16 @@ pub fn tests(workspace: &Workspace) -> Result<Vec<Error>> {
         &Collector::new(workspace)?,
         &Kafka::new(workspace),
     ]))
+}
+
+/// What the matrix of kernels needs. As for [`tests`].
+pub fn kernels(workspace: &Workspace) -> Result<Vec<Error>> {
+    let _lock = lock(workspace)?;
+    let mut failed = ensure_each(&[&Unpacked::new(workspace, &EMULATOR)]);
+    for kernel in KERNELS {
+        failed.extend(ensure(&UnpackedKernel::new(workspace, kernel)).err());
+    }
+    Ok(failed)
 }
 
 /// What the benchmarks compare with. As for [`tests`].

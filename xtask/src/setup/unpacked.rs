@@ -37,6 +37,13 @@ pub const TESTED_WITH: Packages = Packages {
     ],
 };
 
+/// What boots other kernels.
+pub const EMULATOR: Packages = Packages {
+    folder: "emulator",
+    why: "which boots other kernels",
+    programs: &[Program { name: "qemu-system-x86_64", package: "qemu-system-x86" }],
+};
+
 /// What the benchmarks start.
 pub const COMPARED_WITH: Packages = Packages {
     folder: "peers",

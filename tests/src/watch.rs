@@ -1,4 +1,4 @@
-//! What the tests of connections share: an agent that watches, what it has told, and
+//! What tests of connections share: an agent that watches, what it has told, and
 //! connections of our own.
 
 use std::io::Read;
@@ -7,18 +7,21 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::agent::{AgentProcess, Finished};
+use crate::daemon::Daemon;
+use crate::ledger::Line;
+use crate::netns::Namespace;
+use crate::place::{self, Folder};
+use crate::ss::{self, Socket};
 use anyhow::{Context, Result, ensure};
-use leaf_tests::agent::{AgentProcess, Finished};
-use leaf_tests::daemon::Daemon;
-use leaf_tests::ledger::Line;
-use leaf_tests::netns::Namespace;
-use leaf_tests::place::{self, Folder};
-use leaf_tests::ss::{self, Socket};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
+/// Why a test is skipped.
 pub const ROOT: &str = "eBPF takes root";
+/// Why a test is skipped.
 pub const NETNS: &str = "no network namespaces: they take root and iproute2";
+/// Why a test is skipped.
 pub const SERVERS: &str = "no socat, nft, dnsmasq or tshark: run `cargo xtask setup --tests`";
 
 /// For an agent to start or stop, a server to answer.
@@ -110,6 +113,10 @@ pub fn connect_soon(address: &str) -> Result<TcpStream> {
     }
 }
 
+/// Reads so many bytes.
+///
+/// # Errors
+/// If the peer closes before.
 pub fn read_exactly(from: &mut TcpStream, bytes: usize) -> Result<()> {
     from.read_exact(&mut vec![0; bytes]).context("fewer bytes than were sent")
 }
@@ -125,6 +132,7 @@ pub fn close_first(first: TcpStream, mut second: TcpStream) -> Result<()> {
 
 /// A program beside the test, with its folder.
 pub struct Server {
+    /// The running program.
     pub daemon: Daemon,
     _folder: Folder,
 }
