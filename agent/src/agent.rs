@@ -7,9 +7,10 @@ use crate::{
     export::{ExportError, Exporter, queue},
     health::ledger::{self, Reading},
     kernel::{
-        attach::{self, Refusal, RoomReport},
+        attach::{self, RoomReport},
         load::Kernel,
         privileges::{self, Work},
+        refusal::Refusal,
         ring::{Stop, Waiter},
         support,
     },

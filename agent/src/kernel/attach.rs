@@ -3,25 +3,20 @@
 
 use super::{
     btf,
-    load::{Kernel, LoadError},
+    load::Kernel,
     programs::{Held, Programs},
+    refusal::{self, Refusal},
     ring::Ring,
-    support::Capabilities,
 };
 use crate::{
     config,
     probes::{Descriptor, Hook, PROCFS, Rung, Tuning, Way},
 };
 use aya::{
-    Ebpf, EbpfError,
-    maps::MapError,
-    programs::{
-        BtfTracePoint, FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint,
-        trace_point::TracePointError,
-    },
+    Ebpf,
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, ProgramError, RawTracePoint, TracePoint},
 };
 use serde::Serialize;
-use std::{io, path::PathBuf};
 
 /// A room that is attached: dropping it detaches.
 pub struct Attached {
@@ -70,19 +65,6 @@ pub struct HookReport {
     pub refused: Vec<Refusal>,
 }
 
-/// Why a rung does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Refusal {
-    /// `tp_btf`
-    pub rung: &'static str,
-    /// What was to be attached to.
-    pub target: String,
-    /// The cause.
-    pub cause: String,
-    /// What the user can do.
-    pub way_out: String,
-}
-
 /// Loads and attaches a room. Without the required hooks it is given up as a
 /// whole, and the report's source is `procfs`.
 #[must_use]
@@ -105,7 +87,7 @@ pub fn attach(
     let mut ebpf = match kernel.load(room, settings, tuning) {
         Ok(ebpf) => ebpf,
         Err(error) => {
-            report.refused = Some(load_refusal(room, &error));
+            report.refused = Some(refusal::of_room(room, &error));
             return (report, None);
         }
     };
@@ -134,7 +116,7 @@ pub fn attach(
             (report, Some(Attached { programs: Some(Programs::new(ebpf, kernel.names(room), held)), ring }))
         }
         Err(error) => {
-            report.refused = Some(load_refusal(room, &error));
+            report.refused = Some(refusal::of_room(room, &error));
             (report, None)
         }
     }
@@ -207,7 +189,7 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
             program.load().and_then(|()| program.attach(category, name).map(drop))
         }
         (Way::Tracepoint, ..) => {
-            return Err(refusal(
+            return Err(refusal::refusal(
                 rung,
                 "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
                 "mount -t tracefs tracefs /sys/kernel/tracing".into(),
@@ -219,16 +201,16 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
         }
         (_, None, _) => return need_btf(kernel, rung).map(drop),
     };
-    held.map_err(|error| program_refusal(rung, &error))
+    held.map_err(|error| refusal::of_program(rung, &error))
 }
 
 fn need_btf<'a>(kernel: &'a Kernel, rung: &Rung) -> Result<&'a aya::Btf, Refusal> {
     kernel.btf.as_ref().map_err(|reason| {
         let way_out = match std::path::Path::new(btf::VMLINUX).exists() {
-            true => REPORT,
+            true => refusal::REPORT,
             false => "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
         };
-        refusal(rung, reason.clone(), way_out.into())
+        refusal::refusal(rung, reason.clone(), way_out.into())
     })
 }
 
@@ -237,110 +219,7 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let program = rung.program;
-    let missing = || refusal(rung, format!("the object has no program {program} of this type"), REPORT.into());
+    let missing =
+        || refusal::refusal(rung, format!("the object has no program {program} of this type"), refusal::REPORT.into());
     ebpf.program_mut(program).and_then(|program| program.try_into().ok()).ok_or_else(missing)
-}
-
-const REPORT: &str = "report this as a bug of the agent";
-const NEWER: &str = "use a newer kernel";
-const PRIVILEGE: &str = "run as root, or give the agent CAP_BPF and CAP_PERFMON";
-const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or seccomp)";
-
-fn refusal(rung: &Rung, cause: String, way_out: String) -> Refusal {
-    Refusal { rung: rung.name(), target: rung.target.to_owned(), cause, way_out }
-}
-
-fn program_refusal(rung: &Rung, error: &ProgramError) -> Refusal {
-    let (cause, way_out) = match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            match last_lines(&log) {
-                Some(last) => {
-                    let kept = keep_log(rung.program, &log);
-                    // A helper that it does not have.
-                    let lacks = ["unknown func ", "invalid func "].iter().any(|start| last.starts_with(start));
-                    let way_out = if lacks { NEWER } else { REPORT };
-                    (format!("the verifier refused the program: {last}"), format!("{way_out}; its log is {kept}"))
-                }
-                None => (format!("loading the program failed: {io_error}"), denied(io_error)),
-            }
-        }
-        ProgramError::SyscallError(error) => {
-            let what = if error.io_error.kind() == io::ErrorKind::NotFound {
-                "the kernel has no such tracepoint".to_owned()
-            } else {
-                format!("{} failed: {}", error.call, error.io_error)
-            };
-            (what, denied(&error.io_error))
-        }
-        ProgramError::TracePointError(TracePointError::FileError { filename, io_error }) => {
-            let cause = format!("failed to read {}: {io_error}", filename.display());
-            (cause, denied(io_error))
-        }
-        ProgramError::Btf(error) => (error.to_string(), NEWER.into()),
-        other => (causes(other), REPORT.into()),
-    };
-    refusal(rung, cause, way_out)
-}
-
-/// The way out of an error of bpf().
-fn denied(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied if Capabilities::effective().can_load() => POLICY.into(),
-        io::ErrorKind::PermissionDenied => PRIVILEGE.into(),
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => NEWER.into(),
-        _ => REPORT.into(),
-    }
-}
-
-fn load_refusal(room: &Descriptor, error: &LoadError) -> Refusal {
-    let (cause, way_out) = match error {
-        LoadError::Object(EbpfError::MapError(MapError::CreateError { name, io_error })) => {
-            let way_out = match io_error.kind() {
-                io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
-                _ => denied(io_error),
-            };
-            let cause = match io_error.kind() {
-                // It is no map in particular.
-                io::ErrorKind::PermissionDenied => format!("BPF maps cannot be created: {io_error}"),
-                _ => format!("failed to create map {name}: {io_error}"),
-            };
-            (cause, way_out)
-        }
-        _ => (causes(error), REPORT.into()),
-    };
-    Refusal { rung: "eBPF", target: room.name.into(), cause, way_out }
-}
-
-/// An error with its sources, each said once.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = error.source();
-    }
-    text
-}
-
-/// The last line of a verifier log that says why; its statistics come after.
-fn last_lines(log: &str) -> Option<&str> {
-    const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
-    let is_statistics = |line: &str| STATISTICS.iter().any(|start| line.starts_with(start));
-    log.lines().map(str::trim).rfind(|line| !line.is_empty() && !is_statistics(line))
-}
-
-/// Writes a verifier log where the user can find it.
-fn keep_log(program: &str, log: &str) -> String {
-    let path: PathBuf = std::env::temp_dir().join(format!("leaf-verifier-{program}-{}.log", std::process::id()));
-    match std::fs::OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
-        use std::io::Write as _;
-        file.write_all(log.as_bytes())
-    }) {
-        Ok(()) => path.display().to_string(),
-        Err(error) => format!("lost: failed to write {}: {error}", path.display()),
-    }
 }

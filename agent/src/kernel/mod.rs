@@ -7,6 +7,7 @@ pub mod features;
 pub mod load;
 pub mod privileges;
 pub mod programs;
+pub mod refusal;
 pub mod ring;
 pub mod support;
 

@@ -54,6 +54,14 @@ pub fn ignores_hangup() -> bool {
     ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
+/// The sysctl `kernel.perf_event_paranoid`: above 2, a level of distributions', perf events are
+/// `CAP_SYS_ADMIN`'s alone. 0 if it cannot be read.
+#[must_use]
+pub fn perf_event_paranoid() -> i64 {
+    let value = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    value.ok().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Where tracefs is mounted, if it is.
 #[must_use]
 pub fn tracefs() -> Option<PathBuf> {

@@ -111,6 +111,12 @@ pub fn kernel_version() -> Result<(u32, u32)> {
     Ok((parts.next().context("a version")?, parts.next().context("a version")?))
 }
 
+/// How far the kernel is locked down: `none`, `integrity` or `confidentiality`.
+pub fn lockdown() -> Option<String> {
+    let levels = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    Some(levels.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
 /// Is this a machine of the matrix, all of which is known?
 pub fn in_matrix() -> bool {
     std::env::var_os("LEAF_MATRIX").is_some()

@@ -4,5 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 mod cost;
 mod ladder;
+mod leftovers;
 mod network;
+mod poor;
 mod process;

@@ -100,7 +100,7 @@ fn long_processes(agent: AgentProcess, _: &str) -> Result<()> {
 }
 
 /// The events of a process by their type; fails if one came twice.
-fn events_of(finished: &Finished, pid: u32) -> Result<BTreeMap<String, Value>> {
+pub fn events_of(finished: &Finished, pid: u32) -> Result<BTreeMap<String, Value>> {
     let mut events = BTreeMap::new();
     for line in finished.stdout.lines() {
         let envelope: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;

@@ -4,7 +4,7 @@
 use super::{Report, security_context::planned};
 use crate::{
     config::Config,
-    kernel::{attach::Refusal, privileges::capability},
+    kernel::{privileges::capability, refusal::Refusal},
     probes::PROCFS,
 };
 use serde::Serialize;
@@ -28,7 +28,7 @@ struct Fix {
 
 /// Settings of the kernel that stand between an agent that has its capabilities and a rung.
 struct Sysctl {
-    rung: &'static str,
+    rungs: &'static [&'static str],
     name: &'static str,
     refuses: fn(i64) -> bool,
     value: i64,
@@ -37,19 +37,19 @@ struct Sysctl {
 
 const SYSCTLS: &[Sysctl] = &[
     Sysctl {
-        rung: "tracepoint",
+        rungs: &["tracepoint", "kprobe"],
         name: "kernel.perf_event_paranoid",
         // 3 and more are of distributions: perf_event_open() takes CAP_SYS_ADMIN.
         refuses: |value| value > 2,
         value: 2,
-        purpose: "classic tracepoints by CAP_PERFMON",
+        purpose: "classic tracepoints and kprobes by CAP_PERFMON",
     },
     Sysctl {
-        rung: "fexit",
+        rungs: &["fentry", "fexit"],
         name: "kernel.ftrace_enabled",
         refuses: |value| value == 0,
         value: 1,
-        purpose: "programs at the ends of the kernel's functions",
+        purpose: "programs at the beginning and the end of the kernel's functions",
     },
 ];
 
@@ -101,13 +101,14 @@ impl Fixes {
             });
             solved.push("tracepoint");
         }
-        for setting in SYSCTLS.iter().filter(|setting| privileged && is_missing(setting.rung)) {
+        for setting in SYSCTLS.iter().filter(|setting| privileged && setting.rungs.iter().any(|rung| is_missing(rung)))
+        {
             if let Some(now) = sysctl(setting.name).filter(|value| (setting.refuses)(*value)) {
                 commands.push(Fix {
                     purpose: format!("{} (it is {now})", setting.purpose),
                     command: format!("sysctl -w {}={}", setting.name, setting.value),
                 });
-                solved.push(setting.rung);
+                solved.extend(setting.rungs);
             }
         }
         let remaining = missing.iter().filter(|(_, _, refusal)| !solved.contains(&refusal.rung)).map(told).collect();

@@ -8,9 +8,10 @@ use super::{Failure, File, Refused, print};
 use crate::{
     config::Config,
     kernel::{
-        attach::{self, Refusal, RoomReport},
+        attach::{self, RoomReport},
         features::{self, Feature},
         load::Kernel,
+        refusal::Refusal,
         support::{self, CAPABILITIES, Capabilities},
     },
     probes::{PROCFS, ROOMS},
