@@ -137,7 +137,7 @@ pub struct Counts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Connection {
-    /// The socket's cookie; 0 is a free entry.
+    /// The socket's cookie or, on rungs without typed pointers, its address, mixed; 0 is a free entry.
     pub key: u64,
     /// Boot clock, ns: connect(), or the end of the handshake of an accepted one; 0: unknown.
     pub begin_ns: u64,
@@ -193,7 +193,7 @@ pub struct Tcp {
     pub missing: u32,
     /// Boot clock, ns.
     pub time_ns: u64,
-    /// The socket's cookie.
+    /// The socket's cookie or, on rungs without typed pointers, its address mixed with `begin_ns`.
     pub key: u64,
     /// See [`Connection`].
     pub begin_ns: u64,

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{self, Config, Period},
-    drain::{Drain, Ledgers, Periods, Running, Way},
+    drain::{Drain, Ledgers, Origin, Periods, Running},
     enrich::{Node, host},
     export::{ExportError, Exporter, queue},
     health::ledger::{self, Reading},
@@ -115,11 +115,11 @@ impl Agent {
             let way = match attached {
                 Some(attached) => {
                     waiter.add(&attached.ring).map_err(|error| StartError::Thread(error.into()))?;
-                    Way::Ring(Box::new(attached))
+                    Origin::Ring(Box::new(attached))
                 }
                 None => {
                     std::fs::read_dir("/proc").map_err(StartError::NothingAttached)?;
-                    Way::Procfs { every: settings.poll_interval.0, next: Instant::now() }
+                    Origin::Procfs { every: settings.poll_interval.0, next: Instant::now() }
                 }
             };
             let scope = Scope { name: format!("leaf.{}", room.name), stream: room.stream, source: report.source };
@@ -144,7 +144,7 @@ impl Agent {
             batch: if all_signals { age } else { age.min(CONSOLE_AGE) },
             metrics: all_signals.then_some(config.metrics.interval.0),
         };
-        let polls = running.iter().all(|running| matches!(running.way, Way::Procfs { .. }));
+        let polls = running.iter().all(|running| matches!(running.way, Origin::Procfs { .. }));
         let mut node = node(config, polls);
         for running in &mut running {
             running.room.begin(&mut node, running.way.programs());

@@ -38,7 +38,7 @@ const TURN: usize = 8192;
 const LAST_PROGRAMS: Duration = Duration::from_millis(100);
 
 /// How a room's events come about.
-pub enum Way {
+pub enum Origin {
     /// From its programs.
     Ring(Box<Attached>),
     /// By looking at /proc.
@@ -50,12 +50,12 @@ pub enum Way {
     },
 }
 
-impl Way {
+impl Origin {
     /// The room's programs in the kernel, if it has any.
     pub fn programs(&mut self) -> Option<&mut Programs> {
         match self {
-            Way::Ring(attached) => attached.programs(),
-            Way::Procfs { .. } => None,
+            Origin::Ring(attached) => attached.programs(),
+            Origin::Procfs { .. } => None,
         }
     }
 }
@@ -92,7 +92,7 @@ pub struct Running {
     /// The room.
     pub room: Box<dyn Room>,
     /// Where its events come from.
-    pub way: Way,
+    pub way: Origin,
     /// Where its signals go.
     pub out: Output,
     /// Who it is.
@@ -206,8 +206,8 @@ impl Drain {
         let rooms = self.rooms.iter().flat_map(|running| {
             let batch = running.out.oldest().map(|opened| opened + self.periods.batch);
             let poll = match &running.way {
-                Way::Procfs { next, .. } => Some(*next),
-                Way::Ring(_) => None,
+                Origin::Procfs { next, .. } => Some(*next),
+                Origin::Ring(_) => None,
             };
             [batch, poll, running.room.due()]
         });
@@ -217,8 +217,8 @@ impl Drain {
 
     fn rings(&mut self) -> impl Iterator<Item = &mut Ring> {
         self.rooms.iter_mut().filter_map(|running| match &mut running.way {
-            Way::Ring(attached) => Some(&mut attached.ring),
-            Way::Procfs { .. } => None,
+            Origin::Ring(attached) => Some(&mut attached.ring),
+            Origin::Procfs { .. } => None,
         })
     }
 
@@ -245,7 +245,7 @@ impl Drain {
         let observed = self.node.clock.unix(Clock::boot_now());
         for running in &mut self.rooms {
             running.out.at(now, observed);
-            if let Way::Ring(attached) = &mut running.way {
+            if let Origin::Ring(attached) = &mut running.way {
                 if let Some(programs) = attached.programs() {
                     running.room.close(&mut self.node, programs, &mut running.out);
                 }
@@ -271,7 +271,7 @@ impl Running {
     /// Takes at most [`TURN`] records.
     fn look(&mut self, now: Instant, node: &mut Node, queue: &Offer) -> usize {
         match &mut self.way {
-            Way::Ring(attached) => {
+            Origin::Ring(attached) => {
                 for taken in 0..TURN {
                     let there = attached.ring.next(|record| {
                         if let Err(malformed) = self.room.record(record, node, &mut self.out) {
@@ -288,7 +288,7 @@ impl Running {
                 }
                 TURN
             }
-            Way::Procfs { every, next } => {
+            Origin::Procfs { every, next } => {
                 if now >= *next {
                     *next = now + *every;
                     self.room.poll(node, &mut self.out);
@@ -309,25 +309,25 @@ impl Running {
     /// Whether a program has sent what has not been taken.
     fn awaits_more(&self) -> bool {
         match &self.way {
-            Way::Ring(attached) => {
+            Origin::Ring(attached) => {
                 let ledger = attached.ring.ledger();
                 // A program counts after it has sent: taken may be ahead, too.
                 ledger.sent + ledger.notes != attached.ring.taken()
             }
-            Way::Procfs { .. } => false,
+            Origin::Procfs { .. } => false,
         }
     }
 
     /// Records that are no events and found no space in the ring.
     fn notes_lost(&self) -> Option<u64> {
         match &self.way {
-            Way::Ring(attached) => Some(attached.ring.ledger().notes_lost),
-            Way::Procfs { .. } => None,
+            Origin::Ring(attached) => Some(attached.ring.ledger().notes_lost),
+            Origin::Procfs { .. } => None,
         }
     }
 
     fn read_kernel(&mut self) {
-        if let Way::Ring(attached) = &self.way {
+        if let Origin::Ring(attached) = &self.way {
             let (before, now) = (self.ledgers.events.read().ring_full, attached.ring.ledger());
             if before == 0 && now.ring_full > 0 {
                 tracing::warn!(

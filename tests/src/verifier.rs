@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::libc::{SYS_bpf, user_regs_struct};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -29,9 +30,6 @@ pub struct Load {
     pub said: String,
 }
 
-/// The number of bpf(2).
-#[cfg(target_arch = "x86_64")]
-const SYS_BPF: u64 = 321;
 const BPF_PROG_LOAD: u64 = 5;
 /// `BPF_LOG_STATS` (5.2)
 const STATISTICS: u32 = 4;
@@ -48,7 +46,6 @@ mod attribute {
 ///
 /// # Errors
 /// If it cannot be traced, or fails.
-#[cfg(target_arch = "x86_64")]
 pub fn loads(arguments: &[&str], env: &[(&str, &str)]) -> Result<Vec<Load>> {
     // It stops itself, to be seized before it does anything.
     let launcher = ["/bin/sh", "-c", "kill -STOP $$; exec \"$@\"", "sh"];
@@ -63,7 +60,6 @@ pub fn loads(arguments: &[&str], env: &[(&str, &str)]) -> Result<Vec<Load>> {
     traced
 }
 
-#[cfg(target_arch = "x86_64")]
 fn trace(pid: Pid) -> Result<Vec<Load>> {
     use nix::sys::wait::WaitPidFlag;
     waitpid(pid, Some(WaitPidFlag::WUNTRACED)).context("it does not stop")?;
@@ -80,12 +76,12 @@ fn trace(pid: Pid) -> Result<Vec<Load>> {
                 return Ok(loads);
             }
             WaitStatus::PtraceSyscall(_) => {
-                let registers = ptrace::getregs(pid)?;
+                let registers = Registers::of(&ptrace::getregs(pid)?);
                 is_inside = !is_inside;
-                if is_inside && registers.orig_rax == SYS_BPF && registers.rdi == BPF_PROG_LOAD {
-                    call = Asked::insert(pid, registers.rsi, registers.rsp)?;
+                if is_inside && registers.number == SYS_bpf.cast_unsigned() && registers.first == BPF_PROG_LOAD {
+                    call = Asked::insert(pid, registers.second, registers.stack)?;
                 } else if !is_inside && let Some(asked) = call.take() {
-                    loads.push(asked.take_out(pid, registers.rax.cast_signed() >= 0)?);
+                    loads.push(asked.take_out(pid, registers.result.cast_signed() >= 0)?);
                 }
                 ptrace::syscall(pid, None)?;
             }
@@ -97,6 +93,28 @@ fn trace(pid: Pid) -> Result<Vec<Load>> {
             WaitStatus::Signaled(_, signal, _) => anyhow::bail!("the agent was killed by {signal}"),
             _ => {}
         }
+    }
+}
+
+/// What a stop of a system call has in its registers.
+struct Registers {
+    number: u64,
+    first: u64,
+    second: u64,
+    stack: u64,
+    /// Once the call is over.
+    result: u64,
+}
+
+impl Registers {
+    #[cfg(target_arch = "x86_64")]
+    fn of(all: &user_regs_struct) -> Self {
+        Self { number: all.orig_rax, first: all.rdi, second: all.rsi, stack: all.rsp, result: all.rax }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn of(all: &user_regs_struct) -> Self {
+        Self { number: all.regs[8], first: all.regs[0], second: all.regs[1], stack: all.sp, result: all.regs[0] }
     }
 }
 

@@ -49,13 +49,15 @@ impl Tier {
 /// The command `test`.
 pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     let ci = is_ci();
+    // By hand and in CI all kernels; as one part of all tests, the oldest and the newest.
+    let extent = if ci || args.tier == Tier::Kernels { Extent::Whole } else { Extent::Short };
     setup::toolchain(workspace)?;
     let mut report = Report::default();
     if args.tier.includes(Tier::Integration) {
         bring_parts(setup::tests(workspace)?, ci)?;
     }
     if args.tier.includes(Tier::Kernels) {
-        bring_parts(setup::kernels(workspace)?, ci)?;
+        bring_parts(setup::kernels(workspace, &kernels::chosen(extent, &args.kernel)?)?, ci)?;
     }
     if ci {
         lint::parts(workspace, &mut report);
@@ -81,13 +83,9 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     } else {
         report.skip("integration tests", "there is no agent to test");
     }
-    if !args.tier.includes(Tier::Kernels) {
+    if !args.tier.includes(Tier::Kernels) || args.tier == Tier::All && args.filter.is_some() {
         report.skip("kernels", "not asked for");
-    } else if kernels::qemu(workspace).is_none() {
-        report.skip("kernels", "there is no QEMU");
     } else if let Some(agent) = &agent {
-        // By hand and in CI all; as one part of all tests, the oldest and the newest.
-        let extent = if ci || args.tier == Tier::Kernels { Extent::Whole } else { Extent::Short };
         report.part("kernels", || kernels::test(workspace, agent, extent, &args.kernel, args.filter.as_deref()));
     } else {
         report.skip("kernels", "there is no agent to test");

@@ -273,5 +273,9 @@ impl Privacy {
 /// The values that [`Room::rung`] takes.
 #[must_use]
 pub fn rungs() -> Vec<&'static str> {
-    [RUNG_AUTO].into_iter().chain(Way::ALL.map(Way::name)).chain([PROCFS]).collect()
+    let required = |way: &Way| {
+        let mut hooks = ROOMS.iter().flat_map(|room| room.hooks).filter(|hook| hook.required);
+        hooks.any(|hook| hook.rungs.iter().any(|rung| rung.way == *way))
+    };
+    [RUNG_AUTO].into_iter().chain(Way::ALL.into_iter().filter(required).map(Way::name)).chain([PROCFS]).collect()
 }

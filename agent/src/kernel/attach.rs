@@ -140,9 +140,14 @@ fn climb(
     // What the required hooks write, an optional one finds only if it knows objects as they do.
     let must_agree = !hook.required && hook.rungs.iter().any(|rung| rung.by_address == by_address);
     for rung in hook.rungs {
-        if forced != config::RUNG_AUTO && is_forced && rung.name() != forced
-            || must_agree && rung.by_address != by_address
-        {
+        if forced != config::RUNG_AUTO && is_forced && rung.name() != forced {
+            continue;
+        }
+        if must_agree && rung.by_address != by_address {
+            // A lower one is not missed.
+            if by_address {
+                report.refused.push(refusal::disagrees(rung));
+            }
             continue;
         }
         match hold(ebpf, kernel, rung) {
@@ -153,6 +158,9 @@ fn climb(
             }
             Err(refusal) => report.refused.push(refusal),
         }
+    }
+    if report.refused.is_empty() {
+        report.refused.push(refusal::unknown(hook.name, forced));
     }
     (report, None)
 }
@@ -188,13 +196,7 @@ fn hold(ebpf: &mut Ebpf, kernel: &Kernel, rung: &Rung) -> Result<(), Refusal> {
             let program: &mut TracePoint = get(ebpf, rung)?;
             program.load().and_then(|()| program.attach(category, name).map(drop))
         }
-        (Way::Tracepoint, ..) => {
-            return Err(refusal::refusal(
-                rung,
-                "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
-                "mount -t tracefs tracefs /sys/kernel/tracing".into(),
-            ));
-        }
+        (Way::Tracepoint, ..) => return Err(refusal::no_tracefs(rung)),
         (Way::Probe, ..) => {
             let program: &mut KProbe = get(ebpf, rung)?;
             program.load().and_then(|()| program.attach(target, 0).map(drop))

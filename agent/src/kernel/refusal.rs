@@ -4,7 +4,10 @@ use super::{
     load::LoadError,
     support::{self, Capabilities},
 };
-use crate::probes::{Descriptor, Rung, Way};
+use crate::{
+    config,
+    probes::{Descriptor, Rung, Way},
+};
 use aya::{
     EbpfError,
     maps::MapError,
@@ -28,6 +31,7 @@ pub struct Refusal {
 
 /// What is nobody's fault but ours.
 pub const REPORT: &str = "report this as a bug of the agent";
+const UNLOCK: &str = "boot it with lockdown=integrity, or without";
 const NEWER: &str = "use a newer kernel";
 const PRIVILEGE: &str = "run as root, or give the agent CAP_BPF and CAP_PERFMON";
 const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or seccomp)";
@@ -38,6 +42,38 @@ pub fn refusal(rung: &Rung, cause: String, way_out: String) -> Refusal {
     Refusal { rung: rung.name(), target: rung.target.to_owned(), cause, way_out }
 }
 
+/// Why an optional hook does not take a rung that may hold.
+#[must_use]
+pub fn disagrees(rung: &Rung) -> Refusal {
+    let cause = "it tells objects by typed pointers, and the room's required hooks do so by addresses";
+    refusal(rung, cause.into(), "whatever gives the required hooks a better rung".into())
+}
+
+/// Why a hook that has no such rung does not hold.
+#[must_use]
+pub fn unknown(hook: &str, forced: &str) -> Refusal {
+    let cause = format!("{hook} has no rung of this name");
+    Refusal {
+        rung: "forced",
+        target: forced.to_owned(),
+        cause,
+        way_out: format!("set the rung to {}", config::RUNG_AUTO),
+    }
+}
+
+/// Why there are no classic tracepoints.
+#[must_use]
+pub fn no_tracefs(rung: &Rung) -> Refusal {
+    match support::is_locked_down() {
+        true => refusal(rung, "the kernel is locked down, so tracefs cannot be read".into(), UNLOCK.into()),
+        false => refusal(
+            rung,
+            "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
+            "mount -t tracefs tracefs /sys/kernel/tracing".into(),
+        ),
+    }
+}
+
 /// Why the kernel has not taken the program of a rung, or has not attached it.
 #[must_use]
 pub fn of_program(rung: &Rung, error: &ProgramError) -> Refusal {
@@ -45,14 +81,16 @@ pub fn of_program(rung: &Rung, error: &ProgramError) -> Refusal {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             match last_lines(&log) {
-                Some(last) if lacks_helper(last) && last.contains("bpf_probe_read_") => (
-                    format!("the kernel is locked down, so no program may read its memory: {last}"),
-                    "boot it with lockdown=integrity, or without".into(),
-                ),
+                Some(last) if lacks_helper(last) && last.contains("bpf_probe_read") => {
+                    (format!("the kernel is locked down, so no program may read its memory: {last}"), UNLOCK.into())
+                }
                 Some(last) => {
-                    let kept = keep_log(rung.program, &log);
-                    let way_out = if lacks_helper(last) { NEWER } else { REPORT };
-                    (format!("the verifier refused the program: {last}"), format!("{way_out}; its log is {kept}"))
+                    // Of a helper that is not there the log says no more.
+                    let way_out = match lacks_helper(last) {
+                        true => NEWER.to_owned(),
+                        false => format!("{REPORT}; its log is {}", keep_log(rung.program, &log)),
+                    };
+                    (format!("the verifier refused the program: {last}"), way_out)
                 }
                 None => (format!("loading the program failed: {io_error}"), load_denied(rung, io_error)),
             }
@@ -64,7 +102,13 @@ pub fn of_program(rung: &Rung, error: &ProgramError) -> Refusal {
                 format!("{} failed: {}", error.call, error.io_error)
             };
             let way_out = match error.call {
-                "perf_event_open" if support::perf_event_paranoid() > 2 => "sysctl kernel.perf_event_paranoid=2".into(),
+                call if call.starts_with("perf_event_open")
+                    && error.io_error.kind() == io::ErrorKind::PermissionDenied
+                    && !Capabilities::effective().has("CAP_SYS_ADMIN")
+                    && support::perf_event_paranoid() > 2 =>
+                {
+                    "sysctl kernel.perf_event_paranoid=2, or give the agent CAP_SYS_ADMIN".into()
+                }
                 _ => denied(&error.io_error),
             };
             (what, way_out)
@@ -117,6 +161,14 @@ pub fn of_room(room: &Descriptor, error: &LoadError) -> Refusal {
         LoadError::Object(EbpfError::MapError(MapError::CreateError { name, io_error })) => {
             let way_out = match io_error.kind() {
                 io::ErrorKind::InvalidInput => "use kernel 5.8 or newer, which has the ring buffer".into(),
+                // Before 5.11 maps are charged to memory that a process may lock.
+                io::ErrorKind::PermissionDenied
+                    if support::kernel_is_older_than(5, 11)
+                        && Capabilities::effective().can_load()
+                        && !Capabilities::effective().has("CAP_SYS_RESOURCE") =>
+                {
+                    "give the agent CAP_SYS_RESOURCE, or start it with `ulimit -l unlimited`".into()
+                }
                 _ => denied(io_error),
             };
             let cause = match io_error.kind() {
@@ -152,13 +204,14 @@ fn last_lines(log: &str) -> Option<&str> {
     log.lines().map(str::trim).rfind(|line| !line.is_empty() && !is_statistics(line))
 }
 
-/// Writes a verifier log where the user can find it.
+/// Writes a verifier log where the user can find it, in the place of an older one.
 fn keep_log(program: &str, log: &str) -> String {
-    let path: PathBuf = std::env::temp_dir().join(format!("leaf-verifier-{program}-{}.log", std::process::id()));
-    match std::fs::OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
-        use std::io::Write as _;
-        file.write_all(log.as_bytes())
-    }) {
+    use std::io::Write as _;
+    let path: PathBuf = std::env::temp_dir().join(format!("leaf-verifier-{program}.log"));
+    let _ = std::fs::remove_file(&path);
+    // New, so that it is no link that somebody else has put there.
+    let written = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
+    match written.and_then(|mut file| file.write_all(log.as_bytes())) {
         Ok(()) => path.display().to_string(),
         Err(error) => format!("lost: failed to write {}: {error}", path.display()),
     }

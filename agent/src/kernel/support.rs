@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// Capabilities that eBPF may need, by their bit (include/uapi/linux/capability.h).
-pub const CAPABILITIES: [(&str, u32); 6] = [
+pub const CAPABILITIES: [(&str, u32); 7] = [
     ("CAP_BPF", 39),
     ("CAP_PERFMON", 38),
     ("CAP_SYS_ADMIN", 21),
     ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_RESOURCE", 24),
     ("CAP_SYS_PTRACE", 19),
     ("CAP_DAC_READ_SEARCH", 2),
 ];
@@ -60,6 +61,13 @@ pub fn ignores_hangup() -> bool {
 pub fn perf_event_paranoid() -> i64 {
     let value = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
     value.ok().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Whether the kernel keeps its memory from root, too (`lockdown=confidentiality`), as far as
+/// securityfs says.
+#[must_use]
+pub fn is_locked_down() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|levels| levels.contains("[confidentiality]"))
 }
 
 /// Where tracefs is mounted, if it is.

@@ -14,7 +14,7 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A rung that a kernel of the matrix does not have, with a part of the cause that the doctor gives.
-struct Missing {
+pub struct Missing {
     room: &'static str,
     rung: &'static str,
     /// On kernels older than this.
@@ -39,6 +39,9 @@ pub fn rung(room: &str, rung: &str, watched: impl FnOnce(AgentProcess, &str) -> 
     let env = [(variable.as_str(), rung)];
     let report = doctor(room, &env)?;
     let source = report["source"].as_str().context("a source")?.to_owned();
+    if rung == "auto" && in_matrix() {
+        assert_eq!(source, best(room)?, "{report:#}");
+    }
     let held = rung == "auto" || source == rung;
     let cause = cause(&report);
     let missing = missing(room, rung)?;
@@ -58,7 +61,7 @@ pub fn rung(room: &str, rung: &str, watched: impl FnOnce(AgentProcess, &str) -> 
     agent.wait_for_stderr(&said, PATIENCE)?;
     if held {
         watched(agent, &source)?;
-        tell(&["cell", room, rung, "holds", if rung == "auto" { &source } else { "" }]);
+        tell(&["cell", room, rung, "holds", &source]);
     } else {
         let stderr = agent.terminate(PATIENCE)?.stderr;
         ensure!(stderr.contains(&cause), "the doctor says {cause:?}, the agent {stderr}");
@@ -85,7 +88,13 @@ fn cause(report: &Value) -> String {
     of_room.or_else(|| of_hooks.next()).unwrap_or_default().to_owned()
 }
 
-fn missing(room: &str, rung: &str) -> Result<Option<&'static Missing>> {
+/// The best rung that a room has on a kernel of the matrix that nothing is taken from.
+pub fn best(room: &str) -> Result<&'static str> {
+    Ok(if missing(room, "tp_btf")?.is_none() { "tp_btf" } else { "raw_tp" })
+}
+
+/// What is known of a rung that a room does not have on this kernel.
+pub fn missing(room: &str, rung: &str) -> Result<Option<&'static Missing>> {
     let version = kernel_version()?;
     Ok(MISSING.iter().find(|missing| missing.room == room && missing.rung == rung && version < missing.before))
 }

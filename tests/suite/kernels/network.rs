@@ -48,10 +48,7 @@ fn procfs() -> Result<()> {
 }
 
 /// Whatever the rung, the events of these connections are what both their ends know of them.
-fn every_connection(agent: AgentProcess, source: &str) -> Result<()> {
-    if source == "procfs" {
-        return long_connections(agent, source);
-    }
+fn every_connection(agent: AgentProcess, _: &str) -> Result<()> {
     let (listener, port) = listen()?;
     let plain = exchange(&listener)?;
     let listener6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?;

@@ -16,6 +16,17 @@ use crate::toolchain::find_program;
 #[derive(Debug, Default)]
 pub struct Image {
     entries: BTreeMap<PathBuf, Entry>,
+    root: Option<Root>,
+}
+
+/// Unpacked packages of another architecture.
+#[derive(Debug, Clone)]
+pub struct Root {
+    pub folder: PathBuf,
+    /// `aarch64-linux-gnu`
+    pub triplet: &'static str,
+    /// readelf(1) for it.
+    pub readelf: PathBuf,
 }
 
 #[derive(Debug)]
@@ -25,6 +36,11 @@ enum Entry {
 }
 
 impl Image {
+    /// An empty one, whose programs and libraries come from `root`, or from the host.
+    pub fn of(root: Option<Root>) -> Self {
+        Self { root, ..Self::default() }
+    }
+
     /// Adds a file of the host's at `to`.
     pub fn file(&mut self, from: &Path, to: impl AsRef<Path>) -> Result<()> {
         let named = || format!("cannot read {}", from.display());
@@ -44,22 +60,37 @@ impl Image {
         self.insert(Path::new(to), Entry::Folder);
     }
 
-    /// Adds a program of the host's at `to`, with the libraries that it is linked to where it looks for them.
-    pub fn program(&mut self, from: &Path, to: &str) -> Result<()> {
+    /// Adds a program at `to`, with the libraries that it is linked to where it looks for them.
+    pub fn program(&mut self, from: &Path, to: impl AsRef<Path>) -> Result<()> {
         self.file(from, to)?;
-        // A static program has none, which is an error of ldd.
-        let listing = shell::capture(Command::new("ldd").arg(from)).unwrap_or_default();
-        for library in libraries(&listing) {
-            self.file(&library, library.strip_prefix("/").unwrap_or(&library))?;
+        let Some(root) = self.root.clone() else {
+            // A static program has none, which is an error of ldd.
+            let listing = shell::capture(Command::new("ldd").arg(from)).unwrap_or_default();
+            for library in libraries(&listing) {
+                self.file(&library, library.strip_prefix("/").unwrap_or(&library))?;
+            }
+            return Ok(());
+        };
+        let dynamic = shell::capture(Command::new(&root.readelf).arg("-d").arg(from))?;
+        for name in needed(&dynamic) {
+            let to = Path::new("lib").join(name);
+            if !self.entries.contains_key(&to) {
+                self.program(&root.folder.join("usr/lib").join(root.triplet).join(name), to)?;
+            }
         }
         Ok(())
     }
 
-    /// Adds programs of the host's, each in `bin`.
+    /// Adds programs, each in `bin`.
     pub fn programs(&mut self, names: &[&str]) -> Result<()> {
-        for name in names {
-            let path = find_program(name).with_context(|| format!("no {name} in PATH for the guest"))?;
-            self.program(&fs::canonicalize(&path)?, &format!("bin/{name}"))?;
+        for &name in names {
+            let path = match &self.root {
+                None => find_program(name).with_context(|| format!("no {name} in PATH for the guest"))?,
+                // What Debian's alternatives make of it on an installed system.
+                Some(root) => root.folder.join("usr/bin").join(if name == "sh" { "dash" } else { name }),
+            };
+            let path = fs::canonicalize(&path).with_context(|| format!("no {}", path.display()))?;
+            self.program(&path, format!("bin/{name}"))?;
         }
         Ok(())
     }
@@ -103,6 +134,16 @@ fn append(out: &mut Vec<u8>, number: u32, name: &str, mode: u32, content: &[u8])
     pad(out);
 }
 
+/// Names in the output of `readelf -d`: ` 0x1 (NEEDED)  Shared library: [libc.so.6]`
+fn needed(dynamic: &str) -> Vec<&str> {
+    let name = |line: &'_ str| -> Option<(usize, usize)> {
+        let begin = line.find("Shared library: [")? + "Shared library: [".len();
+        Some((begin, begin + line[begin..].find(']')?))
+    };
+    let lines = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    lines.filter_map(|line| name(line).map(|(begin, end)| &line[begin..end])).collect()
+}
+
 /// Libraries and loader in the output of ldd: `libc.so.6 => /lib/libc.so.6 (0x…)`, `/lib64/ld.so (0x…)`.
 fn libraries(listing: &str) -> Vec<PathBuf> {
     let path = |line: &str| {
@@ -123,6 +164,14 @@ mod tests {
         let listing = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n\
                        \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n\tlibgone.so => not found\n";
         assert_eq!(libraries(listing), [Path::new("/lib/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
+    }
+
+    #[test]
+    fn what_a_program_needs_is_named_by_readelf() {
+        let dynamic = "Dynamic section at offset 0x1 contains 3 entries:\n 0x0000000000000001 (NEEDED)             \
+                       Shared library: [libc.so.6]\n 0x000000000000000c (INIT)               0x4001d0\n";
+        assert_eq!(needed(dynamic), ["libc.so.6"]);
+        assert_eq!(needed("There is no dynamic section in this file."), [""; 0]);
     }
 
     /// What cpio(1) reads from it, where there is one, and the layout by hand.

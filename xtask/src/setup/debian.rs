@@ -114,13 +114,20 @@ pub fn unpack(folder: &Path, package: &str, upstream: &str) -> Result<PathBuf> {
     bail!("{}", tried.join("; "))
 }
 
-/// Unpacks `package` as one of `suites` has it, the first that can be read, with those of its
-/// dependencies that `wanted` names, into the folder `to`. Neither the system's packages nor
-/// its package lists change. Returns the names of what was unpacked.
+/// Which packages to unpack.
+pub enum Names<'a> {
+    /// These.
+    Only(&'a [&'a str]),
+    /// Of what a package depends on, what the function says.
+    Below(&'a str, &'a dyn Fn(&str) -> bool),
+}
+
+/// Unpacks packages for an architecture as one of `suites` has them, the first that can be read, into the
+/// folder `to`. Neither the system's packages nor its package lists change.
 ///
 /// # Errors
-/// Without apt-get, and if no suite has it.
-pub fn unpack_with(to: &Path, suites: &[&str], package: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// Without apt-get, and if no suite has them.
+pub fn unpack_from(to: &Path, suites: &[&str], architecture: &str, names: &Names<'_>) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!("there is no apt-get here");
     }
@@ -129,12 +136,18 @@ pub fn unpack_with(to: &Path, suites: &[&str], package: &str, wanted: impl Fn(&s
     for suite in suites {
         let folder = to.with_extension("apt");
         let attempt = PrivateApt::new(&folder, &entry.with_suite(suite)).and_then(|apt| {
-            let names = apt.dependencies(package, &wanted)?;
-            apt.unpack_all(&names, to)?;
-            Ok(names)
+            let apt = PrivateApt { architecture: Some(architecture.to_owned()), ..apt };
+            let names = match names {
+                Names::Only(names) => {
+                    shell::capture(apt.command("apt-get").args(["update", "--quiet=2"]))?;
+                    names.iter().map(|&name| name.to_owned()).collect()
+                }
+                Names::Below(package, wanted) => apt.dependencies(package, wanted)?,
+            };
+            apt.unpack_all(&names, to)
         });
         match attempt {
-            Ok(names) => return Ok(names),
+            Ok(()) => return Ok(()),
             Err(error) => tried.push(format!("{suite}: {error:#}")),
         }
     }
@@ -144,6 +157,8 @@ pub fn unpack_with(to: &Path, suites: &[&str], package: &str, wanted: impl Fn(&s
 /// apt with a source and lists of its own.
 struct PrivateApt {
     folder: PathBuf,
+    /// Other than the system's, as Debian calls it.
+    architecture: Option<String>,
 }
 
 impl PrivateApt {
@@ -152,7 +167,9 @@ impl PrivateApt {
         fs::create_dir_all(folder.join("lists/partial")).with_context(named)?;
         fs::create_dir_all(folder.join("cache/archives/partial")).with_context(named)?;
         fs::write(folder.join("debian.sources"), source).with_context(named)?;
-        Ok(Self { folder: folder.to_owned() })
+        // What the system has installed is of its own architecture.
+        fs::write(folder.join("status"), "").with_context(named)?;
+        Ok(Self { folder: folder.to_owned(), architecture: None })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -167,6 +184,11 @@ impl PrivateApt {
             ("APT::Sandbox::User", "root".into()),
         ] {
             command.arg("-o").arg(format!("{option}={value}"));
+        }
+        if let Some(architecture) = &self.architecture {
+            command.arg("-o").arg(format!("APT::Architecture={architecture}"));
+            command.arg("-o").arg(format!("APT::Architectures::={architecture}"));
+            command.arg("-o").arg(format!("Dir::State::status={}", self.path("status")));
         }
         command
     }

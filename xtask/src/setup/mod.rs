@@ -22,12 +22,13 @@ use anyhow::{Context as _, Error, Result, bail};
 use self::bpf_linker::BpfLinker;
 use self::collector::{Collector, CollectorBuilder};
 use self::kafka::Kafka;
-use self::kernel::UnpackedKernel;
-pub use self::kernel::folder as kernel_folder;
+use self::kernel::{GuestRoot, UnpackedKernel};
+pub use self::kernel::{folder as kernel_folder, root_folder as guest_root};
 use self::programs::{Program, Programs, TEST_PROGRAMS};
 use self::rust_src::RustSrc;
-use self::unpacked::{COMPARED_WITH, EMULATOR, TESTED_WITH, Unpacked};
-use crate::kernels::matrix::KERNELS;
+use self::unpacked::{ARM64, COMPARED_WITH, CROSS, EMULATOR, TESTED_WITH, Unpacked};
+use crate::kernels::Extent;
+use crate::kernels::matrix::{Cross, Kernel};
 use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 
@@ -69,7 +70,7 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     let mut failed = Vec::new();
     if args.tests {
         failed.extend(tests(workspace)?);
-        failed.extend(kernels(workspace)?);
+        failed.extend(kernels(workspace, &crate::kernels::chosen(Extent::Whole, &[])?)?);
     }
     if args.bench {
         failed.extend(bench(workspace)?);
@@ -106,14 +107,28 @@ pub fn tests(workspace: &Workspace) -> Result<Vec<Error>> {
     ]))
 }
 
-/// What the matrix of kernels needs. As for [`tests`].
-pub fn kernels(workspace: &Workspace) -> Result<Vec<Error>> {
+/// What these kernels of the matrix need. As for [`tests`].
+pub fn kernels(workspace: &Workspace, kernels: &[&'static Kernel]) -> Result<Vec<Error>> {
     let _lock = lock(workspace)?;
     let mut failed = ensure_each(&[&Unpacked::new(workspace, &EMULATOR)]);
-    for kernel in KERNELS {
+    for &kernel in kernels {
         failed.extend(ensure(&UnpackedKernel::new(workspace, kernel)).err());
+        if kernel.architecture.cross.is_some() {
+            let steps: [&dyn Step; 2] = [&Unpacked::new(workspace, &ARM64), &GuestRoot::new(workspace, kernel)];
+            failed.extend(ensure_each(&steps));
+        }
     }
     Ok(failed)
+}
+
+/// The folder with the headers and libraries of another architecture.
+pub fn cross_folder(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join(CROSS)
+}
+
+/// A program of the cross compiler's: `gcc`.
+pub fn cross_program(workspace: &Workspace, cross: &Cross, name: &str) -> PathBuf {
+    workspace.tools().join("bin").join(format!("{}-{name}", cross.triplet))
 }
 
 /// What the benchmarks compare with. As for [`tests`].

@@ -22,6 +22,8 @@ pub struct Packages {
     /// What for, to complete 'installing X, '.
     why: &'static str,
     programs: &'static [Program],
+    /// Packages that have no program, and that no program's depends on.
+    besides: &'static [&'static str],
 }
 
 /// What the tests start.
@@ -35,6 +37,7 @@ pub const TESTED_WITH: Packages = Packages {
         Program { name: "dnsmasq", package: "dnsmasq-base" },
         Program { name: "tshark", package: "tshark" },
     ],
+    besides: &[],
 };
 
 /// What boots other kernels.
@@ -42,7 +45,24 @@ pub const EMULATOR: Packages = Packages {
     folder: "emulator",
     why: "which boots other kernels",
     programs: &[Program { name: "qemu-system-x86_64", package: "qemu-system-x86" }],
+    besides: &[],
 };
+
+/// What builds for arm64 and boots its kernels.
+pub const ARM64: Packages = Packages {
+    folder: CROSS,
+    why: "which builds for arm64 and boots its kernels",
+    programs: &[
+        Program { name: "aarch64-linux-gnu-gcc", package: "gcc-aarch64-linux-gnu" },
+        Program { name: "aarch64-linux-gnu-ar", package: "binutils-aarch64-linux-gnu" },
+        Program { name: "aarch64-linux-gnu-readelf", package: "binutils-aarch64-linux-gnu" },
+        Program { name: "qemu-system-aarch64", package: "qemu-system-arm" },
+    ],
+    besides: &["libc6-dev-arm64-cross"],
+};
+
+/// Folder of the cross compiler, below target/tools.
+pub const CROSS: &str = "cross";
 
 /// What the benchmarks start.
 pub const COMPARED_WITH: Packages = Packages {
@@ -57,6 +77,7 @@ pub const COMPARED_WITH: Packages = Packages {
         Program { name: "wrk", package: "wrk" },
         Program { name: "iperf3", package: "iperf3" },
     ],
+    besides: &[],
 };
 
 /// Those of a list that the system does not have, each as a script in
@@ -103,7 +124,8 @@ impl Step for Unpacked {
     }
 
     fn install(&self) -> Result<()> {
-        debian::unpack_with_dependencies(&self.place(), &packages(&self.programs))
+        let names = [packages(&self.programs), self.packages.besides.to_vec()].concat();
+        debian::unpack_with_dependencies(&self.place(), &names)
             .with_context(|| format!("or install it (Debian: {})", packages(&self.programs).join(" ")))?;
         for program in &self.programs {
             let inside = unpacked(&self.place(), program.name)

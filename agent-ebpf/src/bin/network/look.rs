@@ -3,7 +3,7 @@
 use crate::{
     OFFSETS,
     socket::{Socket, describe, owner_of, uid},
-    table::{find, insert},
+    table::{find, forget, insert},
 };
 use agent_common::network::{Connection, Counts, Look, Owner, Tcp, kind, look, state};
 use agent_ebpf::{
@@ -113,7 +113,16 @@ fn try_look<M: Socket>(ctx: *const TaskFile, socket_of: impl FnOnce(*const u8) -
     let known = find(key);
     let entry = match known {
         Some(entry) => entry,
-        None => insert(key)?,
+        None => {
+            let entry = insert(key)?;
+            // It may have ended since its state was read: nobody would free the entry.
+            let state_now: u8 = unsafe { M::read(tcp, constant!(OFFSETS.common_state)) }?;
+            if state_now == state::CLOSE {
+                forget(entry);
+                return None;
+            }
+            entry
+        }
     };
     let holder = owner_of::<M>(task, uid::<M>(tcp));
     // SAFETY: an array's value lives as long as the map.

@@ -31,7 +31,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
 use socket::{Socket, current_owner, describe, own, uid};
-use table::{find, insert};
+use table::{begin, find, forget};
 
 /// Filled by the loader.
 #[unsafe(no_mangle)]
@@ -94,6 +94,12 @@ fn changed<M: Socket>(sock: *const u8, before: u8, after: u8) -> i32 {
         (state::SYN_SENT | state::SYN_RECV, state::ESTABLISHED) => established::<M>(sock, before),
         (_, state::FIN_WAIT1 | state::LAST_ACK) => closing::<M>(sock),
         // Never a connection.
+        (state::SYN_RECV, state::CLOSE) if M::KEYS_COME_AGAIN => {
+            if let Some(entry) = find(M::key(sock)) {
+                forget(entry);
+            }
+            0
+        }
         (state::LISTEN | state::SYN_RECV, state::CLOSE) => 0,
         (_, state::CLOSE) => closed::<M>(sock, before),
         _ => 0,
@@ -105,7 +111,7 @@ fn connecting<M: Socket>(sock: *const u8) -> i32 {
     if M::tcp(sock).is_null() {
         return 0;
     }
-    if let Some(entry) = insert(M::key(sock)) {
+    if let Some(entry) = begin::<M>(M::key(sock)) {
         // SAFETY: an array's value lives as long as the map.
         unsafe {
             (*entry).begin_ns = now();
@@ -123,9 +129,10 @@ fn established<M: Socket>(sock: *const u8, before: u8) -> i32 {
         return 0;
     }
     let (now, key) = (now(), M::key(sock));
-    let entry = match find(key) {
+    let known = if M::KEYS_COME_AGAIN && before == state::SYN_RECV { None } else { find(key) };
+    let entry = match known {
         Some(entry) => Some(entry),
-        None if before == state::SYN_RECV => insert(key),
+        None if before == state::SYN_RECV => begin::<M>(key),
         None => None,
     };
     if let Some(entry) = entry {
@@ -177,8 +184,7 @@ fn closed<M: Socket>(sock: *const u8, before: u8) -> i32 {
     }
     let result = account(tell::<M>(kind::CLOSED, sock, tcp, key, entry, before, now()));
     if let Some(entry) = entry {
-        // SAFETY: an array's value lives as long as the map. Free from here on.
-        unsafe { core::ptr::write_volatile(&raw mut (*entry).key, 0) };
+        forget(entry);
     }
     result
 }

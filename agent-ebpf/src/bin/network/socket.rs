@@ -216,7 +216,10 @@ pub trait Socket: Memory {
     /// Under what the table has the socket. All programs that use the table must agree on it.
     fn key(sock: *const u8) -> u64;
 
-    /// A number that no other connection of this boot has.
+    /// Whether the next socket may have the key of one that is gone.
+    const KEYS_COME_AGAIN: bool;
+
+    /// A number that no other connection of this boot has; without an entry only a key.
     unsafe fn identity(key: u64, entry: Option<*mut Connection>) -> u64;
 
     /// The socket as a TCP socket; null if it is none.
@@ -228,6 +231,8 @@ pub trait Socket: Memory {
 
 /// By typed pointers: the socket's cookie (5.12 for tracing programs).
 impl Socket for Typed {
+    const KEYS_COME_AGAIN: bool = false;
+
     #[inline(always)]
     fn key(sock: *const u8) -> u64 {
         // SAFETY: the verifier checks the type.
@@ -255,6 +260,8 @@ impl Socket for Typed {
 /// By addresses: that of the socket. The next connection may have it again, so for the
 /// user side it is mixed with the time at which this one began.
 impl Socket for Probed {
+    const KEYS_COME_AGAIN: bool = true;
+
     #[inline(always)]
     fn key(sock: *const u8) -> u64 {
         // One to one (the factor is odd), and sockets, which are far apart, go to all buckets.

@@ -1,6 +1,6 @@
-//! The table of connections: a plain array that is found by the socket's cookie.
+//! The table of connections: a plain array that is found by the socket's key.
 
-use crate::OPTIONS;
+use crate::{OPTIONS, socket::Socket};
 use agent_common::network::{Bucket, Connection, SLOTS};
 use agent_ebpf::constant;
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::map, maps::Array};
@@ -54,10 +54,38 @@ pub fn insert(key: u64) -> Option<*mut Connection> {
         } else {
             scan(second_bucket(key)?, 0)?
         };
-        core::ptr::write_bytes(entry.cast::<u8>(), 0, size_of::<Connection>());
-        (*entry).key = key;
+        renew(entry, key);
         Some(entry)
     }
+}
+
+/// All 0 but for its key.
+#[inline(always)]
+unsafe fn renew(entry: *mut Connection, key: u64) {
+    unsafe {
+        core::ptr::write_bytes(entry.cast::<u8>(), 0, size_of::<Connection>());
+        (*entry).key = key;
+    }
+}
+
+/// The entry of a socket that begins: one that is left of another socket with this key is of no use.
+#[inline(always)]
+pub fn begin<M: Socket>(key: u64) -> Option<*mut Connection> {
+    if M::KEYS_COME_AGAIN
+        && let Some(left) = find(key)
+    {
+        // SAFETY: an array's value lives as long as the map.
+        unsafe { renew(left, key) };
+        return Some(left);
+    }
+    insert(key)
+}
+
+/// Frees an entry.
+#[inline(always)]
+pub fn forget(entry: *mut Connection) {
+    // SAFETY: an array's value lives as long as the map.
+    unsafe { core::ptr::write_volatile(&raw mut (*entry).key, 0) };
 }
 
 #[inline(always)]

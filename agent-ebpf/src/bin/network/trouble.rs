@@ -86,10 +86,10 @@ pub fn reset_raw(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn reset_sent<M: Socket>(sock: *const u8, packet: *const u8) -> i32 {
     let interface = unsafe {
-        let device = M::read(packet, constant!(OFFSETS.packet_device));
+        let device: Option<*const u8> = M::read(packet, constant!(OFFSETS.packet_device));
         match device {
-            Some(device) => interface_of::<M>(device),
-            None => interface_of_socket::<M>(sock),
+            Some(device) if !device.is_null() => interface_of::<M>(device),
+            _ => interface_of_socket::<M>(sock),
         }
     };
     count::<M>(trouble::RESET_SENT, 0, 0, Amount::of(1), &interface, core::ptr::null(), &Owner::default());

@@ -5,7 +5,7 @@ use super::{Report, security_context::planned};
 use crate::{
     config::Config,
     kernel::{privileges::capability, refusal::Refusal},
-    probes::PROCFS,
+    probes::{PROCFS, Way},
 };
 use serde::Serialize;
 use std::{fmt::Write as _, path::Path};
@@ -32,6 +32,8 @@ struct Sysctl {
     name: &'static str,
     refuses: fn(i64) -> bool,
     value: i64,
+    /// It does not concern who has `CAP_SYS_ADMIN`.
+    spares_admin: bool,
     purpose: &'static str,
 }
 
@@ -42,6 +44,7 @@ const SYSCTLS: &[Sysctl] = &[
         // 3 and more are of distributions: perf_event_open() takes CAP_SYS_ADMIN.
         refuses: |value| value > 2,
         value: 2,
+        spares_admin: true,
         purpose: "classic tracepoints and kprobes by CAP_PERFMON",
     },
     Sysctl {
@@ -49,6 +52,7 @@ const SYSCTLS: &[Sysctl] = &[
         name: "kernel.ftrace_enabled",
         refuses: |value| value == 0,
         value: 1,
+        spares_admin: false,
         purpose: "programs at the beginning and the end of the kernel's functions",
     },
 ];
@@ -90,7 +94,8 @@ impl Fixes {
         }
         if !privileged {
             // Whatever else is wrong, this was asked first.
-            solved.extend(["eBPF", "tp_btf", "fexit", "iter", "tracepoint"]);
+            solved.extend(Way::ALL.map(Way::name));
+            solved.push("eBPF");
         }
         let tracefs_mounted = report.mounts.iter().any(|mount| mount.kind == "tracefs" && !mount.paths.is_empty());
         // Without BTF it will be the next thing to be missing.
@@ -101,8 +106,11 @@ impl Fixes {
             });
             solved.push("tracepoint");
         }
-        for setting in SYSCTLS.iter().filter(|setting| privileged && setting.rungs.iter().any(|rung| is_missing(rung)))
-        {
+        let is_admin = report.capabilities.get("CAP_SYS_ADMIN") == Some(&true);
+        let applies = |setting: &&Sysctl| {
+            privileged && !(setting.spares_admin && is_admin) && setting.rungs.iter().any(|rung| is_missing(rung))
+        };
+        for setting in SYSCTLS.iter().filter(applies) {
             if let Some(now) = sysctl(setting.name).filter(|value| (setting.refuses)(*value)) {
                 commands.push(Fix {
                     purpose: format!("{} (it is {now})", setting.purpose),
@@ -214,8 +222,15 @@ mod tests {
         Config { probes: vec!["process".into()], ..Config::default() }
     }
 
-    const ALL: [&str; 6] =
-        ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"];
+    const ALL: [&str; 7] = [
+        "CAP_SYS_ADMIN",
+        "CAP_BPF",
+        "CAP_PERFMON",
+        "CAP_NET_ADMIN",
+        "CAP_SYS_RESOURCE",
+        "CAP_SYS_PTRACE",
+        "CAP_DAC_READ_SEARCH",
+    ];
 
     #[test]
     fn where_every_rung_holds_there_is_nothing_to_do() {
@@ -226,7 +241,11 @@ mod tests {
 
     #[test]
     fn an_ordinary_user_is_told_the_capabilities_of_the_binary() {
-        let denied = [("tp_btf", "Operation not permitted"), ("tracepoint", "Operation not permitted")];
+        let denied = [
+            ("tp_btf", "Operation not permitted"),
+            ("tracepoint", "Operation not permitted"),
+            ("raw_tp", "Operation not permitted"),
+        ];
         let text = Fixes::from(&report(1000, &[], true, &denied), &config(), BINARY, |_| None).text();
         let commands: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert!(commands[0].starts_with("sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace"), "{text}");
@@ -257,7 +276,9 @@ mod tests {
     #[test]
     fn a_setting_of_the_kernel_counts_where_it_is_in_the_way() {
         let refused = [("tracepoint", "perf_event_open failed"), ("fexit", "failed")];
-        let report = report(0, &ALL, true, &refused);
+        let admin = Fixes::from(&report(0, &ALL, true, &refused), &config(), BINARY, |_| Some(3)).text();
+        assert!(!admin.contains("perf_event_paranoid"), "{admin}");
+        let report = report(0, &ALL[1..], true, &refused);
         let strict = |name: &str| Some(if name == "kernel.perf_event_paranoid" { 3 } else { 0 });
         let text = Fixes::from(&report, &config(), BINARY, strict).text();
         assert!(text.contains("\nsysctl -w kernel.perf_event_paranoid=2\n"), "{text}");

@@ -10,7 +10,7 @@ use crate::{
             capability::{self, Lasts, Need},
         },
     },
-    probes::{PROCFS, ROOMS, Way},
+    probes::{ROOMS, Rung, Way},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
@@ -53,9 +53,12 @@ pub fn planned(config: &Config, has_btf: bool) -> Work {
     let mut work = Work::here();
     for room in ROOMS.iter().filter(|room| config.probes.iter().any(|name| name == room.name)) {
         let rung = config.room(room.name).rung;
-        work.rooms.push((room.name, rung != PROCFS));
-        let has_classic = room.hooks.iter().flat_map(|hook| hook.rungs).any(|known| known.name() == classic);
-        work.tracefs |= has_classic && (rung == classic || (rung == RUNG_AUTO && !has_btf));
+        let required = room.hooks.iter().filter(|hook| hook.required);
+        let is_possible = |known: &Rung| (rung == RUNG_AUTO || rung == known.name()) && (has_btf || !known.needs_btf);
+        work.rooms.push((room.name, required.clone().all(|hook| hook.rungs.iter().any(is_possible))));
+        let is_classic = |known: &Rung| known.name() == classic && is_possible(known);
+        let has_classic = required.clone().any(|hook| hook.rungs.iter().any(is_classic));
+        work.tracefs |= has_classic && (rung == classic || !has_btf);
     }
     work
 }
@@ -189,6 +192,7 @@ impl Capability {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probes::PROCFS;
 
     fn names(capabilities: &[Capability]) -> Vec<&str> {
         capabilities.iter().map(|capability| capability.capability.as_str()).collect()

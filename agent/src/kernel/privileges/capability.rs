@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{attach::RoomReport, support},
-    probes::{self, PROCFS},
+    probes::{self, PROCFS, Way},
 };
 use rustix::{
     io::{self, Errno},
@@ -114,7 +114,7 @@ impl Work {
     /// Of rooms that are attached, as this kernel and user are.
     #[must_use]
     pub fn of(reports: &[RoomReport]) -> Self {
-        let classic = |report: &RoomReport| report.hooks.iter().any(|hook| hook.rung == Some("tracepoint"));
+        let classic = |report: &RoomReport| report.hooks.iter().any(|hook| hook.rung == Some(Way::Tracepoint.name()));
         Self {
             rooms: reports.iter().map(|report| (report.room, report.source != PROCFS)).collect(),
             tracefs: reports.iter().any(classic),

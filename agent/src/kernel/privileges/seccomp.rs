@@ -27,6 +27,13 @@ const REFUSED: &[(&str, &[c_long])] = &[
             libc::SYS_kill,
             libc::SYS_tkill,
             libc::SYS_rt_sigqueueinfo,
+            libc::SYS_setpriority,
+            libc::SYS_ioprio_set,
+            libc::SYS_sched_setaffinity,
+            libc::SYS_sched_setparam,
+            libc::SYS_sched_setscheduler,
+            libc::SYS_sched_setattr,
+            PROCESS_MRELEASE,
         ],
     ),
     (
@@ -160,6 +167,7 @@ const REFUSED: &[(&str, &[c_long])] = &[
 
 /// Calls that not every C library's headers have. From 424 on, numbers are the same on all architectures
 /// (scripts/syscall.tbl).
+const PROCESS_MRELEASE: c_long = 448;
 const FCHMODAT2: c_long = 452;
 const SETXATTRAT: c_long = 463;
 const REMOVEXATTRAT: c_long = 466;
