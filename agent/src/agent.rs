@@ -118,7 +118,8 @@ impl Agent {
                     Origin::Ring(Box::new(attached))
                 }
                 None => {
-                    std::fs::read_dir("/proc").map_err(StartError::NothingAttached)?;
+                    // A folder of this name may be anything.
+                    std::fs::metadata("/proc/self/stat").map_err(StartError::NothingAttached)?;
                     Origin::Procfs { every: settings.poll_interval.0, next: Instant::now() }
                 }
             };

@@ -12,7 +12,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 /// Watches a node from the kernel and sends what it sees to an OpenTelemetry Collector.
 ///
 /// Data goes to standard output, logs to standard error. Exit codes: 0 done,
-/// 1 failed, 2 usage or configuration, 3 nothing could be attached.
+/// 1 failed, 2 usage or configuration, 3 nothing could be attached and /proc cannot be read.
 #[derive(Debug, Parser)]
 #[command(name = "agent", version, disable_help_subcommand = true)]
 pub struct Cli {

@@ -153,7 +153,7 @@ fn climb(
         match hold(ebpf, kernel, rung) {
             Ok(()) => {
                 report.rung = Some(rung.name());
-                report.target = Some(rung.target.to_owned());
+                report.target = Some(rung.told());
                 return (report, Some(rung));
             }
             Err(refusal) => report.refused.push(refusal),

@@ -39,7 +39,7 @@ const POLICY: &str = "allow bpf() in the security policy (lockdown, LSM or secco
 /// Why this rung does not hold.
 #[must_use]
 pub fn refusal(rung: &Rung, cause: String, way_out: String) -> Refusal {
-    Refusal { rung: rung.name(), target: rung.target.to_owned(), cause, way_out }
+    Refusal { rung: rung.name(), target: rung.told(), cause, way_out }
 }
 
 /// Why an optional hook does not take a rung that may hold.
@@ -64,14 +64,17 @@ pub fn unknown(hook: &str, forced: &str) -> Refusal {
 /// Why there are no classic tracepoints.
 #[must_use]
 pub fn no_tracefs(rung: &Rung) -> Refusal {
-    match support::is_locked_down() {
-        true => refusal(rung, "the kernel is locked down, so tracefs cannot be read".into(), UNLOCK.into()),
-        false => refusal(
-            rung,
-            "tracefs is not mounted or not readable at /sys/kernel/tracing".into(),
-            "mount -t tracefs tracefs /sys/kernel/tracing".into(),
-        ),
-    }
+    let mounted = support::mounts("tracefs");
+    let (cause, way_out) = match mounted.first() {
+        _ if support::is_locked_down() => {
+            ("the kernel is locked down, so tracefs cannot be read".into(), UNLOCK.into())
+        }
+        Some(path) => {
+            (format!("tracefs is mounted at {path}, but not readable"), "give the agent CAP_DAC_READ_SEARCH".into())
+        }
+        None => ("tracefs is not mounted".into(), "mount -t tracefs tracefs /sys/kernel/tracing".into()),
+    };
+    refusal(rung, cause, way_out)
 }
 
 /// Why the kernel has not taken the program of a rung, or has not attached it.
@@ -118,7 +121,7 @@ pub fn of_program(rung: &Rung, error: &ProgramError) -> Refusal {
             (cause, denied(io_error))
         }
         ProgramError::KProbeError(error) => {
-            (causes(error), "use a kernel that is built with CONFIG_KPROBES=y, and mount sysfs at /sys".into())
+            (causes(error), "use a kernel that is built with CONFIG_KPROBE_EVENTS=y (and sysfs at /sys)".into())
         }
         ProgramError::Btf(error) => (error.to_string(), NEWER.into()),
         other => (causes(other), REPORT.into()),
@@ -138,7 +141,9 @@ fn load_denied(rung: &Rung, error: &io::Error) -> String {
         Way::FunctionEntry | Way::FunctionExit
             if error.kind() == io::ErrorKind::PermissionDenied && Capabilities::effective().can_load() =>
         {
-            "use a kernel that lets its functions be traced (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y)".into()
+            "a security policy refuses this kind of program (see /sys/kernel/security/lsm, lockdown), or the kernel is \
+             built without CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"
+                .into()
         }
         _ => denied(error),
     }
@@ -148,7 +153,13 @@ fn load_denied(rung: &Rung, error: &io::Error) -> String {
 fn denied(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied if Capabilities::effective().can_load() => POLICY.into(),
-        io::ErrorKind::PermissionDenied => PRIVILEGE.into(),
+        io::ErrorKind::PermissionDenied => {
+            match ["CAP_BPF", "CAP_PERFMON"].map(|name| Capabilities::effective().has(name)) {
+                [true, false] => "give the agent CAP_PERFMON, too".into(),
+                [false, true] => "give the agent CAP_BPF, too".into(),
+                _ => PRIVILEGE.into(),
+            }
+        }
         io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => NEWER.into(),
         _ => REPORT.into(),
     }

@@ -153,6 +153,15 @@ impl Rung {
         Self { needs_btf: false, ..self }
     }
 
+    /// What it is attached to, as a report says it.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self.way {
+            Way::Iterator if self.by_address => format!("{} by address", self.target),
+            _ => self.target.to_owned(),
+        }
+    }
+
     /// See [`Way::name`].
     #[must_use]
     pub const fn name(&self) -> &'static str {

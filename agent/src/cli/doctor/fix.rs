@@ -127,7 +127,7 @@ impl Fixes {
     pub fn text(&self) -> String {
         let mut out = String::new();
         if self.commands.is_empty() && self.remaining.is_empty() {
-            return "# Nothing to do: every hook has its best rung.\n".into();
+            return "# Nothing to do: every hook has the best rung that the configuration allows.\n".into();
         }
         if self.commands.is_empty() {
             out.push_str("# Nothing to do: no command makes a better rung hold.\n");

@@ -213,10 +213,15 @@ mod tests {
         let all = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"];
         let (container, user) = of(&config, true);
         assert_eq!((names(&container), names(&user)), (all.to_vec(), all.to_vec()));
-        // Classic tracepoints are for root to read, or for who may read everything.
+        // Without BTF the network room polls, and reads whose a connection is from /proc.
         let (container, user) = of(&config, false);
-        assert_eq!(names(&container), all);
-        assert_eq!(names(&user), ["CAP_BPF", "CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
+        let polling = ["CAP_BPF", "CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_PTRACE"];
+        assert_eq!((names(&container), names(&user)), (polling.to_vec(), polling.to_vec()));
+        // Classic tracepoints are for root to read, or for who may read everything.
+        config.rooms.get_mut("network").expect("a room").rung = "tracepoint".into();
+        assert_eq!(names(&of(&config, true).0), all);
+        assert_eq!(names(&of(&config, true).1), polling);
+        config.rooms.get_mut("network").expect("a room").rung = RUNG_AUTO.into();
         config.probes = vec!["network".into()];
         assert_eq!(names(&of(&config, true).0), ["CAP_BPF", "CAP_PERFMON"]);
         config.rooms.get_mut("network").expect("a room").rung = PROCFS.into();
