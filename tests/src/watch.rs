@@ -1,7 +1,7 @@
 //! What tests of connections share: an agent that watches, what it has told, and
 //! connections of our own.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -128,6 +128,22 @@ pub fn close_first(first: TcpStream, mut second: TcpStream) -> Result<()> {
     drop(second);
     std::thread::sleep(Duration::from_millis(50));
     Ok(())
+}
+
+/// A connection that its server ends with a reset, for it closes with unread data (RFC 2525, 2.17).
+/// Returns the client's address.
+///
+/// # Errors
+/// If it does not come about.
+pub fn reset_by_server(listener: &TcpListener) -> Result<SocketAddr> {
+    let (mut client, server) = connect(listener)?;
+    let source = client.local_addr()?;
+    client.write_all(b"unread")?;
+    while server.peek(&mut [0; 6])? < 6 {}
+    drop(server);
+    let error = client.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(error == Err(std::io::ErrorKind::ConnectionReset), "{error:?}");
+    Ok(source)
 }
 
 /// A program beside the test, with its folder.

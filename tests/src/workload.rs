@@ -1,9 +1,10 @@
 //! Children that a test runs, with what the kernel tells their parent of them:
 //! the truth that events are compared with.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -74,7 +75,28 @@ impl Truth {
             after,
         })
     }
+
+    /// A `/bin/cat` that is killed.
+    ///
+    /// # Errors
+    /// As [`Truth::of`].
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn of_killed_cat() -> Result<Self> {
+        let mut cat = Command::new("/bin/cat");
+        Self::of(cat.stdin(Stdio::piped()).stdout(Stdio::piped()), |child| {
+            // It answers, so its exec is over: until then a signal would end a fork of ours.
+            let (mut input, output) = (child.stdin.take().expect(PIPED), child.stdout.take().expect(PIPED));
+            writeln!(input, "there?").expect(PIPED);
+            BufReader::new(output).read_line(&mut String::new()).expect(PIPED);
+            child.kill().expect("it lives");
+        })
+    }
 }
+
+/// Why a test's own pipes can be relied on.
+const PIPED: &str = "a pipe of ours";
 
 /// CPU time, minor and major faults of all children that were waited for.
 fn usage() -> Result<(Duration, i64, i64)> {

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -90,14 +89,7 @@ fn every_process_is_in_kafka_once_with_what_its_parent_knows_of_it() -> Result<(
 
     let success = Truth::of(Command::new("/bin/true").arg("an argument"), |_| {})?;
     let failure = Truth::of(Command::new("/bin/sh").args(["-c", "exit 3"]), |_| {})?;
-    let mut cat = Command::new("/bin/cat");
-    let killed = Truth::of(cat.stdin(Stdio::piped()).stdout(Stdio::piped()), |child| {
-        // It answers, so its exec is over: until then a signal would end a fork of ours.
-        let (mut input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
-        writeln!(input, "there?").expect("written");
-        BufReader::new(output).read_line(&mut String::new()).expect("read");
-        child.kill().expect("it lives");
-    })?;
+    let killed = Truth::of_killed_cat()?;
     let workload = workload::program();
     let workload = workload.to_str().context("UTF-8")?;
     let threads = Truth::of(Command::new(workload).args(["threads", "4", "60", "9"]), |_| {})?;

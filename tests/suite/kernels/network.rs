@@ -1,13 +1,13 @@
 //! The network room by each of its rungs.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::Result;
 use leaf_tests::agent::AgentProcess;
 use leaf_tests::place;
-use leaf_tests::watch::{close_first, connect, events_of, listen, one, read_exactly};
+use leaf_tests::watch::{close_first, connect, events_of, listen, one, read_exactly, reset_by_server};
 use serde_json::Value;
 
 use crate::ladder::{PATIENCE, rung};
@@ -54,14 +54,7 @@ fn every_connection(agent: AgentProcess, _: &str) -> Result<()> {
     let listener6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?;
     let plain6 = exchange(&listener6)?;
 
-    // Closed with unread data: a reset (RFC 2525, 2.17).
-    let (mut client, server) = connect(&listener)?;
-    let reset = client.local_addr()?;
-    client.write_all(b"unread")?;
-    while server.peek(&mut [0; 6])? < 6 {}
-    drop(server);
-    assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
-    drop(client);
+    let reset = reset_by_server(&listener)?;
 
     let refused = place::free_port()?;
     assert!(TcpStream::connect(("127.0.0.1", refused)).is_err());

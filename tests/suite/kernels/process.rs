@@ -1,8 +1,7 @@
 //! The process room by each of its rungs.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -55,14 +54,7 @@ fn procfs() -> Result<()> {
 fn every_process(agent: AgentProcess, source: &str) -> Result<()> {
     let success = Truth::of(Command::new("/bin/true").arg("an argument"), |_| {})?;
     let failure = Truth::of(Command::new("/bin/sh").args(["-c", "exit 3"]), |_| {})?;
-    let mut cat = Command::new("/bin/cat");
-    let killed = Truth::of(cat.stdin(Stdio::piped()).stdout(Stdio::piped()), |child| {
-        // It answers, so its exec is over: until then a signal would end a fork of ours.
-        let (mut input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
-        writeln!(input, "there?").expect("written");
-        BufReader::new(output).read_line(&mut String::new()).expect("read");
-        child.kill().expect("it lives");
-    })?;
+    let killed = Truth::of_killed_cat()?;
     let workload = workload::program();
     let workload = workload.to_str().context("UTF-8")?;
     let threads = Truth::of(Command::new(workload).args(["threads", "4", "30", "9"]), |_| {})?;

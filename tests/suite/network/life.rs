@@ -10,7 +10,9 @@ use leaf_tests::skip::{has_program, is_root, require};
 use leaf_tests::{place, ss};
 use serde_json::Value;
 
-use leaf_tests::watch::{ROOT, all_events, close_first, connect, events, listen, one, read_exactly, started, watching};
+use leaf_tests::watch::{
+    ROOT, all_events, close_first, connect, events, listen, one, read_exactly, reset_by_server, started, watching,
+};
 
 #[test]
 fn a_connection_is_told_to_its_end_with_what_ss_says_of_both_ends() -> Result<()> {
@@ -78,14 +80,7 @@ fn ends_that_are_no_ordinary_close_are_told_as_what_they_are() -> Result<()> {
     let (listener, port) = listen()?;
     let agent = watching(&[])?;
 
-    // Closed with unread data: a reset (RFC 2525, 2.17).
-    let (mut client, server) = connect(&listener)?;
-    let reset = client.local_addr()?;
-    client.write_all(b"unread")?;
-    while server.peek(&mut [0; 6])? < 6 {}
-    drop(server);
-    assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
-    drop(client);
+    let reset = reset_by_server(&listener)?;
 
     // Each end closes its half, the server first.
     let (mut client, mut server) = connect(&listener)?;
