@@ -4,6 +4,8 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use anyhow::{Context as _, Result};
+
 /// Whether the test can go on; if not, it returns at once:
 ///
 /// ```ignore
@@ -44,6 +46,16 @@ pub fn require(condition: bool, reason: &str) -> bool {
 #[must_use]
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// The kernel's version: `(6, 1)` of `6.1.0-50-cloud-amd64`.
+///
+/// # Errors
+/// Without procfs, or if the release does not begin with two numbers.
+pub fn kernel_version() -> Result<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut parts = release.split(['.', '-']).map_while(|part| part.parse().ok());
+    Ok((parts.next().context("a version")?, parts.next().context("a version")?))
 }
 
 /// Whether a program is there, see [`program`](crate::place::program).

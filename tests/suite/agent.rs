@@ -11,7 +11,7 @@ use leaf_tests::agent::{self, AgentProcess};
 use leaf_tests::launch::{AS_NOBODY, ForEveryone, WITH_READ_ONLY_TRACEFS, WITH_TRACEFS, WITHOUT_TRACEFS};
 use leaf_tests::ledger::Line;
 use leaf_tests::place::{self, Folder};
-use leaf_tests::skip::{is_root, require};
+use leaf_tests::skip::{is_root, kernel_version, require};
 use leaf_tests::workload::Truth;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -351,9 +351,7 @@ fn an_end_in_the_middle_of_a_storm_loses_nothing() -> Result<()> {
 
 #[test]
 fn every_hook_holds_where_the_kernel_has_all_that_they_need() -> Result<()> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).take(2).collect();
-    if !require(is_root(), "eBPF takes root") || !require(version >= vec![6, 3], "the kernel is older than 6.3") {
+    if !require(is_root(), "eBPF takes root") || !require(kernel_version()? >= (6, 3), "the kernel is older than 6.3") {
         return Ok(());
     }
     let options =

@@ -13,7 +13,7 @@ use leaf_tests::agent::{self, AgentProcess, Finished};
 use leaf_tests::launch::{AS_NOBODY, ForEveryone, WITHOUT_TRACEFS};
 use leaf_tests::ledger::Line;
 use leaf_tests::place::{self, Folder};
-use leaf_tests::skip::{has_program, is_root, require};
+use leaf_tests::skip::{has_program, is_root, kernel_version, require};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,9 +39,7 @@ fn bits(capabilities: &[&str]) -> u64 {
 
 /// Whether bpf() takes CAP_BPF for everything: before 5.19, where it was not taken back by the distribution.
 fn may_need_bpf() -> Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).take(2).collect();
-    Ok(version < vec![5, 19])
+    Ok(kernel_version()? < (5, 19))
 }
 
 /// A field of the status of each thread, which must be the same in all.
@@ -272,6 +270,19 @@ fn only(capabilities: &[impl AsRef<str>]) -> String {
     names.fold("-all".to_owned(), |list, name| format!("{list},+{name}"))
 }
 
+/// What this launcher leaves an agent is enough for both rooms by their best rungs.
+fn assert_enough(launcher: &[&str]) -> Result<()> {
+    let mut agent = watching(launcher, &[])?;
+    agent.wait_for_stderr("privileges: keeps", PATIENCE)?;
+    let seen = activity(Duration::from_secs(3))?;
+    assert_confined_to(agent.pid(), &["CAP_SYS_PTRACE"])?;
+    let finished = agent.terminate(PATIENCE)?;
+    for room in ["process: watching by tp_btf", "network: watching by tp_btf"] {
+        assert!(finished.stderr.contains(room), "{}", finished.stderr);
+    }
+    assert_complete(&finished, &seen, BY_EBPF)
+}
+
 #[test]
 fn the_security_context_is_enough_for_all_rooms_in_a_container() -> Result<()> {
     if !require(is_root(), ROOT) {
@@ -282,15 +293,7 @@ fn the_security_context_is_enough_for_all_rooms_in_a_container() -> Result<()> {
     assert!(capabilities.contains(&"CAP_BPF".to_owned()), "{context}");
     let only = only(&capabilities);
     let launcher = ["setpriv", "--no-new-privs", "--bounding-set", &only, "--inh-caps", "-all"];
-    let mut agent = watching(&launcher, &[])?;
-    agent.wait_for_stderr("privileges: keeps", PATIENCE)?;
-    let seen = activity(Duration::from_secs(3))?;
-    assert_confined_to(agent.pid(), &["CAP_SYS_PTRACE"])?;
-    let finished = agent.terminate(PATIENCE)?;
-    for room in ["process: watching by tp_btf", "network: watching by tp_btf"] {
-        assert!(finished.stderr.contains(room), "{}", finished.stderr);
-    }
-    assert_complete(&finished, &seen, BY_EBPF)
+    assert_enough(&launcher)
 }
 
 #[test]
@@ -309,15 +312,7 @@ fn the_security_context_is_enough_for_all_rooms_in_a_unit_of_another_user() -> R
     // The copy takes the place of the agent that the harness adds: `sh -c 'shift; exec COPY "$@"' sh AGENT …`.
     let script = format!("shift; exec {path} \"$@\"");
     let launcher = [&AS_NOBODY[..], &sets, &["sh", "-c", &script, "sh"]].concat();
-    let mut agent = watching(&launcher, &[])?;
-    agent.wait_for_stderr("privileges: keeps", PATIENCE)?;
-    let seen = activity(Duration::from_secs(3))?;
-    assert_confined_to(agent.pid(), &["CAP_SYS_PTRACE"])?;
-    let finished = agent.terminate(PATIENCE)?;
-    for room in ["process: watching by tp_btf", "network: watching by tp_btf"] {
-        assert!(finished.stderr.contains(room), "{}", finished.stderr);
-    }
-    assert_complete(&finished, &seen, BY_EBPF)
+    assert_enough(&launcher)
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use leaf_tests::agent::AgentProcess;
-use leaf_tests::skip::{is_root, require};
+use leaf_tests::skip::{is_root, kernel_version, require};
 use leaf_tests::told::tell;
 
-use crate::ladder::{PATIENCE, kernel_version};
+use crate::ladder::PATIENCE;
 
 /// include/uapi/linux/capability.h
 const KEPT: [(&str, u32); 2] = [("CAP_SYS_PTRACE", 19), ("CAP_BPF", 39)];

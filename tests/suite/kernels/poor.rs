@@ -10,13 +10,13 @@ use leaf_tests::agent::command_of;
 use leaf_tests::daemon::Daemon;
 use leaf_tests::launch::{AS_NOBODY, ForEveryone, WITHOUT_TRACEFS};
 use leaf_tests::place::Folder;
-use leaf_tests::skip::{is_root, require};
+use leaf_tests::skip::{is_root, kernel_version, require};
 use leaf_tests::told::tell;
 use leaf_tests::watch::{close_first, connect, listen, read_exactly};
 use leaf_tests::workload::Truth;
 use serde_json::Value;
 
-use crate::ladder::{PATIENCE, best, in_matrix, kernel_version, lockdown};
+use crate::ladder::{PATIENCE, best, in_matrix, lockdown};
 
 /// In a mount namespace of its own, where kernel BTF is hidden. With tracefs.
 const WITHOUT_BTF: &[&str] = &[
